@@ -1,0 +1,1 @@
+"""Programs that run inside the USB machine: pytest files, only not found by pytest outside."""
