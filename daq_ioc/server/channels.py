@@ -18,10 +18,9 @@ from caproto import AccessRights, AlarmSeverity, AlarmStatus, ChannelType, Subsc
 
 from daq_ioc.attributes import Attribute, Kind, Reading, Value
 from daq_ioc.errors import UserError
-from daq_ioc.server import fields
+from daq_ioc.server import corrections, fields
 from daq_ioc.server.access import Client
 from daq_ioc.server.alarms import Event, Judge
-from daq_ioc.server.corrections import peer, time_stamp
 from daq_ioc.server.table import Row
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ class PutRefusedError(Exception):
     """Sent to the client as the reason why its put failed."""
 
 
-class Channel(caproto.ChannelData):  # type: ignore[misc]
+class Channel(corrections.Data):
     """One PV, whatever its type; mixed into caproto's class for the type."""
 
     row: Row
@@ -98,7 +97,7 @@ class Channel(caproto.ChannelData):  # type: ignore[misc]
         self.reading = reading
         await self.write(
             value, flags=flags, verify_value=False, update_fields=False,
-            status=status, severity=severity, timestamp=time_stamp(reading.time),
+            status=status, severity=severity, timestamp=corrections.time_stamp(reading.time),
         )  # fmt: skip
         live = self._live_fields()
         for name in self._fields.keys() & live.keys():
@@ -136,7 +135,9 @@ class Channel(caproto.ChannelData):  # type: ignore[misc]
 
     def check_access(self, hostname: str, username: str) -> Any:
         """What a client may do, told to it when it connects."""
-        refused = self._refusal(Client(username, hostname, peer.get()), self.row.attribute)
+        refused = self._refusal(
+            Client(username, hostname, corrections.peer.get()), self.row.attribute
+        )
         return AccessRights.READ if refused else AccessRights.READ | AccessRights.WRITE
 
     async def auth_write(

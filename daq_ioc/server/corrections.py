@@ -48,6 +48,29 @@ def time_stamp(unix: float) -> Any:
     return caproto.TimeStamp(secondsSinceEpoch=epics, nanoSeconds=nanoseconds if epics else 0)
 
 
+class Data(caproto.ChannelData):  # type: ignore[misc]
+    """The value of a PV or of a record field; mixed into caproto's class for the type."""
+
+    async def _read(self, data_type: Any) -> Any:
+        """Metadata and values of a type; values are None where they cannot be had as that type.
+
+        Trap: caproto raises an error. A client that subscribes to a text as a number, or to a type
+        that is for puts only, thereby stops the updates of that PV to all clients, for as long as
+        it stays.
+        """
+        try:
+            return await super()._read(data_type)
+        except caproto.CaprotoConversionError:
+            return b"", None
+
+    async def read(self, data_type: Any) -> Any:
+        """What a client gets that asks once, for which an error is the answer."""
+        metadata, values = await super().read(data_type)
+        if values is None:
+            raise caproto.CaprotoConversionError(f"not to be had as {data_type.name}")
+        return metadata, values
+
+
 class Circuit(caproto_server.VirtualCircuit):  # type: ignore[misc]
     """The connection of one client."""
 

@@ -12,6 +12,7 @@ updates wait, newer ones replacing older ones, so that the newest value is never
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import caproto
 import numpy as np
+from caproto._headers import EventAddResponseHeader
 
 from daq_ioc.server import corrections
 
@@ -155,19 +157,36 @@ class Context(corrections.Context):
         """Lay an update of one channel and type down for all its subscribers, or for ``one``."""
         encoded: dict[int, Update] = {}
         for spec in sub_specs:
-            filtered = any(spec.channel_filter)
+            filtered = values is not None and any(spec.channel_filter)
             for sub in self.subscriptions[spec] if one is None else (one,):
                 if filtered:
-                    await self._subscription_queue_send(spec, sub, metadata, values, flags)
+                    await self._filtered(spec, sub, metadata, values, flags)
                     continue
                 update = encoded.get(sub.data_count)
                 if update is None:
                     update = encoded[sub.data_count] = _encoded(sub, metadata, values)
                 sub.circuit.lay(sub.subscriptionid, update, sub.db_entry.max_subscription_backlog)
 
+    async def _filtered(self, spec: Any, sub: Any, metadata: Any, values: Any, flags: int) -> None:
+        """Lay an update down as a client's filter makes it.
+
+        Trap: that a filter cannot be applied, a step of 0 or a dead band of text, shows only here,
+        and an error here ends caproto's server.
+        """
+        try:
+            await self._subscription_queue_send(spec, sub, metadata, values, flags)
+        except Exception as error:  # noqa: BLE001 - the client chose the filter
+            log.debug("filter of %s: %s", sub.channel.name, error)
+            sub.circuit.lay(sub.subscriptionid, _failed(sub.data_type), 1)
+
 
 def _encoded(sub: Any, metadata: Any, values: Any) -> Update:
-    """An update as a subscription asks for it; 0 elements mean all there are."""
+    """An update as a subscription asks for it; 0 elements mean all there are.
+
+    Values are None where they cannot be had as that type.
+    """
+    if values is None:
+        return _failed(sub.data_type)
     count = min(sub.data_count, sub.db_entry.max_length) or len(values)
     return Update.of(
         sub.channel.subscribe(
@@ -179,6 +198,20 @@ def _encoded(sub: Any, metadata: Any, values: Any) -> Update:
             status=1,
         )
     )
+
+
+def _failed(data_type: int) -> Update:
+    """Says that there is no value, with zeros in its place, as EPICS base does.
+
+    Without a payload it would be the answer to a cancelled subscription.
+    """
+    native = caproto.native_type(data_type)
+    kinds = {data_type, native}  # metadata and one element, or that alone
+    payload = bytes(sum(ctypes.sizeof(caproto.DBR_TYPES[kind]) for kind in kinds))
+    payload += bytes(-len(payload) % 8)
+    status = caproto.CAStatus.ECA_GETFAIL.value.code_with_severity
+    header = EventAddResponseHeader(len(payload), data_type, 1, status, 0)
+    return Update(bytes(header)[:12], payload)
 
 
 def _sized(values: Any, count: int) -> Any:

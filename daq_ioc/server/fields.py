@@ -13,6 +13,7 @@ import caproto
 from caproto.server import menus
 
 from daq_ioc.attributes import Attribute, Kind, Severity, Status
+from daq_ioc.server.corrections import Data
 from daq_ioc.server.table import Row
 
 SEVERITIES: tuple[str, ...] = menus.menuAlarmSevr.get_string_tuple()
@@ -23,7 +24,7 @@ _ORDINALS = (
 )  # fmt: skip
 
 
-class _ReadOnly:
+class _ReadOnly(Data):
     """No client may write."""
 
     def check_access(self, hostname: str, username: str) -> Any:  # noqa: ARG002

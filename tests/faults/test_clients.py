@@ -201,6 +201,7 @@ def _message(rng: random.Random, channels: int) -> bytes:
         (
             b"", bytes(8), rng.randbytes(8), rng.randbytes(40), b"JS:STATE\0", b"JS:\xff\xff\xff",
             b"A" * 3000, b"JS:CURRENT.{}\0", b'JS:dt.{"arr":{"s":-1e99}}\0', b"JS:STATE.$\0",
+            b'JS:CURRENT.{"arr":{"i":0}}\0', b'JS:TIME_TEXT.{"dbnd":{"abs":1}}\0',
         )
     )  # fmt: skip
     number = rng.choice((0, 1, rng.randrange(channels + 3), 0x7FFFFFFF, 0xFFFFFFFF))
@@ -226,14 +227,14 @@ def _babble_tcp(running: Bench, rng: random.Random, count: int) -> int:
         circuits += 1
         assert circuits <= count
         with suppress(OSError), Client(running.ioc.port) as client:
-            for name in ("STATE", "CURRENT", "dt", "RECORD_NAME"):
+            for name in ("STATE", "CURRENT", "dt", "RECORD_NAME", "TIME_TEXT"):
                 client.channel(name)
             client.socket.setblocking(False)
             for _ in range(rng.randrange(1, 60)):
                 if sent >= count:
                     break
                 sent += 1
-                client.socket.sendall(_message(rng, 4))
+                client.socket.sendall(_message(rng, 5))
                 with suppress(BlockingIOError):
                     if not client.socket.recv(1 << 20):
                         break
@@ -256,7 +257,7 @@ def test_babble(bench: Callable[..., Bench], long: bool, figure: Figure, seeded:
             udp.connect(("127.0.0.1", running.ioc.port))
             for k in range(count // 2):
                 with suppress(ConnectionRefusedError):
-                    udp.send(_message(rng, 4))
+                    udp.send(_message(rng, 5))
                 if k % 20 == 0:
                     time.sleep(0.001)
     client = running.client()

@@ -213,6 +213,40 @@ def test_clearing_a_channel_with_subscriptions_ends_those_only(
         assert (update is not None) == mended
 
 
+NOTHING_TO_BE_HAD = [
+    ("CURRENT", caproto.ChannelType.PUT_ACKS),
+    ("TIME_TEXT", caproto.ChannelType.TIME_DOUBLE),
+    ("TIME_TEXT.DESC", caproto.ChannelType.LONG),
+]
+"""What a client may subscribe to in vain, and as which type."""
+
+
+@EITHER
+def test_a_subscription_to_what_cannot_be_had_keeps_no_update_from_others(
+    serve: Any, device: StubDevice, epics: int, context: Any, mended: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if not mended:
+        monkeypatch.delattr(corrections.Data, "_read")
+    server = serve(context)
+    device.show(CURRENT=1.0, TIME_TEXT="now")
+    with raw_client(epics) as good, raw_client(epics) as bad:
+        for number, (name, kind) in enumerate(NOTHING_TO_BE_HAD):
+            channel = bad.channel(f"T:{name}")
+            bad.send(caproto.EventAddRequest(kind, 0, channel.sid, number, 0, 0, 0, 1))
+        until(lambda: len(server.context.subscriptions) == len(NOTHING_TO_BE_HAD), "them")
+        for name in ("CURRENT", "TIME_TEXT"):
+            good.send(good.channel(f"T:{name}").subscribe(mask=1))
+            good.read_until(caproto.EventAddResponse)
+        device.show(CURRENT=2.0, TIME_TEXT="later")
+        good.socket.settimeout(2)
+        seen = []
+        with suppress(TimeoutError):
+            for _ in range(2):
+                seen.append(good.read_until(caproto.EventAddResponse).data[0])  # noqa: PERF401
+        assert (seen == [2.0, b"later"]) == mended
+
+
 @EITHER
 def test_updates_are_sent_at_once(
     serve: Any, device: StubDevice, epics: int, context: Any, mended: bool

@@ -112,6 +112,44 @@ def test_array_filters_are_applied(client: RawClient, device: StubDevice) -> Non
     assert update(client).data.tolist() == [4, 6, 8]
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("CURRENT", caproto.ChannelType.PUT_ACKS),
+        ("TIME_TEXT", caproto.ChannelType.CTRL_DOUBLE),
+        ("TIME_TEXT", caproto.ChannelType.ENUM),
+        ("TIME_TEXT.DESC", caproto.ChannelType.TIME_LONG),
+        ('TRACE.{"arr":{"i":0}}', caproto.ChannelType.DOUBLE),
+        ('TIME_TEXT.{"dbnd":{"abs":1}}', caproto.ChannelType.STRING),
+    ],
+)
+def test_a_client_is_told_that_a_value_cannot_be_had_as_it_wants_it(
+    client: RawClient, device: StubDevice, name: str, kind: caproto.ChannelType
+) -> None:
+    device.show(CURRENT=1.0, TIME_TEXT="now", TRACE=np.ones(3))
+    channel = client.channel(f"T:{name}")
+    client.send(caproto.EventAddRequest(kind, 0, channel.sid, 7, 0, 0, 0, 1))
+    answer = update(client)
+    if "dbnd" in name:  # the first value needs no comparing
+        device.show(TIME_TEXT="later")
+        answer = update(client)
+    assert answer.status.name == "ECA_GETFAIL"
+    assert (answer.data_type, answer.subscriptionid) == (kind, 7)
+
+
+def test_text_is_a_number_when_it_reads_as_one(client: RawClient, device: StubDevice) -> None:
+    """As from EPICS base; and the updates come again once there is something to be had."""
+    device.show(TIME_TEXT="1.5")
+    channel = client.channel("T:TIME_TEXT")
+    client.send(channel.subscribe(data_type=caproto.ChannelType.DOUBLE, mask=1))
+    assert update(client).data[0] == 1.5
+    device.show(TIME_TEXT="now")
+    assert update(client).status.name == "ECA_GETFAIL"
+    device.show(TIME_TEXT="2.5")
+    answer = update(client)
+    assert (answer.status.name, answer.data[0]) == ("ECA_NORMAL", 2.5)
+
+
 def test_clients_that_come_and_go_leave_nothing(server: ServerThread, epics: int) -> None:
     for _ in range(5):
         with raw_client(epics) as client:
