@@ -22,7 +22,8 @@ SECONDS = 3.0
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
     """A file, the true raw words of its samples, and the snapshot after it was made."""
-    backend = get_backend("js110:seed=11")
+    # Waits for a test machine that stands still: what is recorded is to be seen, not how fast.
+    backend = get_backend("js110:seed=11,queue_ms=2000")
     root = tmp_path_factory.mktemp("records")
     device = Device(Driver(backend=backend), dt=0.1, buffer_span=3, record_root=root)
     device.start()
