@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 PATIENCE: Final = 10.0
 """How long a streaming instrument may bring nothing, beyond its publish period, s."""
 
+OPENING_PATIENCE: Final = 60.0
+"""How long looking for an instrument, opening it and waiting to try again may take, s."""
+
 
 def notify(text: str) -> None:
     """Send an assignment such as ``READY=1``."""
@@ -56,16 +59,18 @@ class Progress:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._seen = -1
+        self._seen: tuple[State, int] | None = None
         self._since = time.monotonic()
 
     def alive(self) -> bool:
-        """False when a streaming instrument has brought nothing for PATIENCE and its period."""
+        """False when a streaming instrument has brought nothing for PATIENCE and its period, or
+        one that is not streaming has held up the search for it for OPENING_PATIENCE."""
         device, now = self._device, time.monotonic()
-        seen = device.buffer.stop_id
-        if device.state is not State.STREAMING or seen != self._seen:
+        streaming = device.state is State.STREAMING
+        seen = (device.state, device.buffer.stop_id if streaming else device.turns)
+        if seen != self._seen:
             self._seen, self._since = seen, now
-        return now - self._since <= PATIENCE + device.dt
+        return now - self._since <= (PATIENCE + device.dt if streaming else OPENING_PATIENCE)
 
 
 async def feed_watchdog(devices: Sequence[Device]) -> None:

@@ -153,6 +153,9 @@ class Device:
         self._threads: list[threading.Thread] = []
         self._connected = False
         self._connections = 0
+        self.turns = 0
+        """How often the acquisition has gone round: each time it reads, or looks for, its
+        instrument. It stands still while the driver does not come back."""
         self._state: State | None = None
         self._message = ""
         self._readings = self._initial()
@@ -320,6 +323,7 @@ class Device:
     def _acquire(self) -> None:
         pause = RETRY_FIRST
         while not self._stopping.is_set():
+            self.turns += 1
             try:
                 self._wait(self._acquisition.pause)
                 self.run_once()

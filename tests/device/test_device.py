@@ -291,6 +291,8 @@ def test_one_recording_at_a_time_and_none_without_instrument(bench: Callable[...
     b.device.put("RECORD_STOP", 1)
     b.instrument.unplug()
     b.wait_state(State.DISCONNECTED)
+    turns = b.device.turns
+    b.wait(lambda: b.device.turns > turns, "it is looked for")
     with pytest.raises(UserError, match="nothing to record"):
         b.device.put("RECORD_START", 1)
     assert len(list(Path(b.value("RECORD_FILE")).parent.iterdir())) == 1

@@ -181,9 +181,13 @@ def test_an_acquisition_that_hangs_is_not_alive(monkeypatch: pytest.MonkeyPatch)
     now += 0.2
     assert not progress.alive()
     device.shown = State.DISCONNECTED
-    assert progress.alive(), "an instrument that is not there is looked for"
-    now += 1000
+    for _ in range(20):
+        assert progress.alive(), "an instrument that is not there is looked for"
+        now += systemd.OPENING_PATIENCE - 1
+        device.turns += 1
     assert progress.alive()
+    now += systemd.OPENING_PATIENCE + 1
+    assert not progress.alive(), "the driver has not come back from opening it"
 
 
 def test_nothing_is_fed_while_a_device_hangs(
