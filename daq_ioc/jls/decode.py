@@ -96,20 +96,10 @@ class RawDecoder:
 
         They end where data records end, and every ``step`` samples from sample ``edge`` on.
         """
-        for block, record, low, high in _spans(self._recording, first, stop):
-            # Once a record is verified, pieces come straight from the file, and stay in the cache.
-            whole = None
-            if record is None or not self._recording.is_verified(record):
-                whole = self._raw(record, low, high)
-            start = low
+        for block, record, start, high in _spans(self._recording, first, stop):
             while start < high:
                 end = min(high, edge + step * max(1, (start - edge) // step + 1))
-                words = (
-                    self._raw(record, start, end)
-                    if whole is None
-                    else whole[start - low : end - low]
-                )
-                yield words, block.voltage_range if block else 0
+                yield self._raw(record, start, end), block.voltage_range if block else 0
                 start = end
 
     def _raw(self, record: DataRecord | None, first: int, stop: int) -> npt.NDArray[np.uint16]:
@@ -134,20 +124,23 @@ class RawDecoder:
             yield _piece(stream.flush()[max(0, first - position) : stop - position])
 
     def together(self, stretches: Sequence[tuple[int, int]]) -> list[Piece]:
-        """The samples of a few short stretches (first, stop), as one piece if they are steady."""
-        parts: list[npt.NDArray[np.uint16]] = []
-        kinds = set()
+        """The samples of a few short stretches (first, stop), as one piece if they are alike."""
+        pieces: list[Piece] = []
+        alike: dict[tuple[int, int], list[npt.NDArray[np.uint16]]] = {}
         for first, stop in stretches:
             begin = max(0, first - MARGIN)
-            words, voltage_range = next(self.words(begin, stop, begin), (_NONE, None))
-            if len(words) == stop - first + MARGIN and voltage_range is not None:
-                kinds.add((steady_range(as_words(words)), voltage_range))
-                parts.append(words[MARGIN:])
-        kind, setting = kinds.pop() if len(kinds) == 1 else (None, 0)
-        if len(parts) < len(stretches) or kind is None:
-            return [piece for stretch in stretches for piece in self.pieces(*stretch)]
-        raw = np.concatenate(parts)
-        return [_piece(_steady(raw, kind, self._calibration, setting))]
+            words, setting = next(self.words(begin, stop, begin), (_NONE, None))
+            kind = None
+            if len(words) == stop - first + MARGIN:
+                kind = steady_range(as_words(words))
+            if kind is None or setting is None:
+                pieces += self.pieces(first, stop)
+            else:
+                alike.setdefault((kind, setting), []).append(words[MARGIN:])
+        for (kind, setting), parts in alike.items():
+            raw = np.concatenate(parts)
+            pieces.append(_piece(_steady(raw, kind, self._calibration, setting)))
+        return pieces
 
     def _words_for(
         self, stream: _Stream, begin: int, first: int, stop: int, step: int
@@ -168,8 +161,6 @@ class _Stream:
 
     def __init__(self, calibration: Calibration, mode: str | None, *, inside: bool) -> None:
         self._calibration = calibration
-        unknown = np.full_like(calibration.voltage_gain, np.nan)
-        self._without_voltage = replace(calibration, voltage_gain=unknown)
         self._mode = mode
         self._processor: RawProcessor | None = None
         self._last: tuple[npt.NDArray[np.uint16], int] | None = None
@@ -182,7 +173,9 @@ class _Stream:
 
     def convert(self, raw: npt.NDArray[np.uint16], voltage_range: int | None) -> Samples:
         """The samples that are final now; voltages are NaN if their range is not known (None)."""
-        known = self._calibration if voltage_range is not None else self._without_voltage
+        known = self._calibration
+        if voltage_range is None:
+            known = replace(known, voltage_gain=np.full_like(known.voltage_gain, np.nan))
         setting = voltage_range or 0
         kind = self._steady_range(raw) if len(raw) >= MARGIN else None
         self._may_be_steady = len(raw) >= MARGIN

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ from daq_ioc.joulescope import container
 from daq_ioc.joulescope.container import ContainerError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 V2_MAGIC = b"jlsfmt\r\n \n \x1a  \xb2\x1c"
 """How a JLS version 2 file begins, which has the same file name extension."""
@@ -363,33 +366,34 @@ class Recording:
 
     def payload(self, record: DataRecord) -> memoryview | None:
         """Verified payload of a data record, or None, and a problem noted, if it is damaged."""
+        return self._seen(record, self.file.payload)
+
+    def verified(self, record: DataRecord) -> bool:
+        """Whether a data record is undamaged, else a problem is noted. Looked at only once."""
+        if record.offset not in self._checked:
+            self._seen(record, self.file.verify)
+        return record.offset in self._checked
+
+    def _seen(self, record: DataRecord, look: Callable[[int, bytes, int], T]) -> T | None:
+        """What a method of the file that verifies the record returns, None if it is damaged."""
         length = payload_bytes(self._format, record.stop - record.first)
         try:
-            found = self.file.payload(record.offset, container.DATA_BINARY, length)
+            found = look(record.offset, container.DATA_BINARY, length)
         except ContainerError as error:
             self.problem(f"samples {record.first} to {record.stop} are lost: {error}")
             return None
         self._checked.add(record.offset)
         return found
 
-    def is_verified(self, record: DataRecord) -> bool:
-        """Whether the data record was read before, and is whole."""
-        return record.offset in self._checked
-
     def raw(self, record: DataRecord, first: int, stop: int) -> npt.NDArray[np.uint16] | None:
         """Raw words (n, 2) of samples ``first`` to ``stop``, which are in ``record``.
 
-        None if it is damaged. Only the first use of a record reads and verifies all of it.
+        None if it is damaged.
         """
+        if not self.verified(record):
+            return None
         low, high = 4 * (first - record.first), 4 * (stop - record.first)
-        data: bytes | memoryview
-        if record.offset in self._checked:
-            data = self.file.read(record.offset + 8 + low, high - low)
-        else:
-            payload = self.payload(record)
-            if payload is None:
-                return None
-            data = payload[low:high]
+        data = self.file.read(record.offset + 8 + low, high - low)
         return np.frombuffer(data, "<u2").reshape(-1, 2)
 
     def reductions(self, block: Block) -> bytes | None:

@@ -47,7 +47,7 @@ def _check(reader: DataReader) -> None:
                 break
             recording.reductions(block)
             for record in recording.records(block, block.first, block.stop):
-                recording.payload(record)
+                recording.verified(record)
             advance(block.stop - block.first)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-from typing import Any
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import given
@@ -204,6 +207,39 @@ def test_any_flipped_byte_is_an_error(where: int, flip: int) -> None:
     data[where] ^= flip
     with pytest.raises((container.ContainerError, OSError)):
         read_all(bytes(data))
+
+
+@pytest.mark.parametrize("opened", [io.FileIO, lambda path: io.BytesIO(path.read_bytes())])
+def test_records_are_verified_in_parts(
+    opened: Callable[[Path], BinaryIO], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no flipped byte escapes, in whichever part it is."""
+    monkeypatch.setattr(container, "_AT_ONCE", 64)
+    start, length = container.HEADER_SIZE, 250
+    path = tmp_path / "file"
+    path.write_bytes(data := written((b"ABN", bytes(length))))
+    with opened(path) as file:
+        reader = Reader(file)
+        reader.verify(start, b"ABN", length)
+        assert reader.payload(start, b"ABN", length) == bytes(length)
+        for look in (reader.verify, reader.payload):
+            with pytest.raises(container.ChecksumError, match="no ABN record"):
+                look(start, b"ABN", length - 8)
+    for where in range(start, start + container.record_size(length)):
+        path.write_bytes(data[:where] + bytes([data[where] ^ 1]) + data[where + 1 :])
+        with opened(path) as file, pytest.raises(container.ChecksumError):
+            Reader(file).verify(start, b"ABN", length)
+
+
+def test_a_file_that_is_cut_while_it_is_open(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(written((b"ABN", bytes(250))))
+    with io.FileIO(path) as file:
+        reader = Reader(file)
+        os.truncate(path, 100)
+        for look in (reader.verify, reader.payload):
+            with pytest.raises(container.TruncatedError):
+                look(container.HEADER_SIZE, b"ABN", 250)
 
 
 @given(size=st.integers(0, len(NESTED) - 17))
