@@ -8,9 +8,12 @@ caproto has more traps, is in `delivery`.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import os
+import resource
 import socket
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
@@ -19,6 +22,7 @@ from math import floor
 from typing import Any
 
 import caproto
+from caproto._utils import parse_channel_filter
 from caproto.asyncio import server as caproto_server
 from caproto.asyncio.utils import _UdpTransportWrapper
 from caproto.server.common import DisconnectedCircuit
@@ -32,6 +36,26 @@ peer: ContextVar[str] = ContextVar("peer", default="")
 
 UNIX_TIME_OF_EPICS_EPOCH = 631_152_000
 """1990-01-01 UTC, s."""
+
+# What one client can have; what it does beyond that slows it down, or is refused.
+
+COMMANDS = 128
+"""Commands that may wait to be processed; until they are, no more is read from the client."""
+
+CHANNELS = 20_000
+"""Channels. Beyond 65 536 caproto looks for an unused number for ever."""
+
+SUBSCRIBED = 1 << 25
+"""Bytes of one update of all its subscriptions, each of which counts as at least 1 KiB."""
+
+MESSAGE = 1 << 16
+"""Bytes of the longest message, unless there are PVs that need more."""
+
+DATAGRAM = 1472
+"""Bytes of the longest request for names: what an Ethernet frame holds. Clients send less."""
+
+HANDLES = 200
+"""Open files that are kept from clients: for devices, recordings and the server itself."""
 
 
 def time_stamp(unix: float) -> Any:
@@ -60,7 +84,8 @@ class Data(caproto.ChannelData):  # type: ignore[misc]
         """
         try:
             return await super()._read(data_type)
-        except caproto.CaprotoConversionError:
+        except Exception as error:  # noqa: BLE001 - the client chose the type
+            log.debug("as %s: %s", data_type.name, error)
             return b"", None
 
     async def read(self, data_type: Any) -> Any:
@@ -71,51 +96,96 @@ class Data(caproto.ChannelData):  # type: ignore[misc]
         return metadata, values
 
 
+class _Subscriptions(dict[Any, None]):
+    """Subscriptions of one kind, in order.
+
+    Trap: caproto looks through all that there are to remove one, so that a client that leaves with
+    thousands of them, while another has as many, stops the server for minutes.
+    """
+
+    def append(self, subscription: Any) -> None:
+        self[subscription] = None
+
+    def remove(self, subscription: Any) -> None:
+        self.pop(subscription, None)
+
+
 class Circuit(caproto_server.VirtualCircuit):  # type: ignore[misc]
     """The connection of one client."""
 
     _commands: asyncio.Task[Any] | None = None
     """Processes its commands."""
+    _receiving: asyncio.Task[Any] | None = None
+    """Takes them from it."""
     _sub_task: asyncio.Task[Any] | None
     """Sends it its updates."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.command_queue: asyncio.Queue[Any] = asyncio.Queue(COMMANDS)
+        self.subscriptions: dict[Any, _Subscriptions] = defaultdict(_Subscriptions)
+        self._sizes: dict[int, int] = {}
+        """Bytes of an update by number of the subscription."""
+        # Trap: caproto keeps the connection of a computer that was switched off for ever.
+        connection = self.client.writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    async def run(self) -> None:
+        self._receiving = asyncio.current_task()
+        self._commands = self.tasks.create(self.command_queue_loop())
+        self._sub_task = self.tasks.create(self.subscription_queue_loop())
 
     async def command_queue_loop(self) -> None:
         """Process this client's commands, in a task of their own.
 
         Traps: caproto asks for access rights by what the client claims to be, and does not tell
         where it really is. After a request that breaks the protocol it ends this task alone, and
-        the client waits for ever, or goes on to send and fills the queue; we hang up.
+        the client waits for ever, or goes on to send and fills the queue; we hang up. And of a
+        client that went while its queue was full caproto keeps all for ever, waiting for room.
         """
         peer.set(self.circuit.address[0])
-        self._commands = asyncio.current_task()
         try:
             await super().command_queue_loop()
         except Exception as error:  # noqa: BLE001 - what a client sends must not end more than it
             log.warning("client %s: %s", peer.get(), _first_line(error))
-        if self.connected:
-            await self._on_disconnect()
+        await self._on_disconnect()
+        await self.context.circuit_disconnected(self)
+        if self._receiving is not None:
+            self._receiving.cancel()
 
     async def recv(self) -> None:
         """Take what has come from the client.
 
-        Trap: where that is not Channel Access, caproto leaves the task behind that would answer it.
+        Traps: where that is not Channel Access, caproto leaves the task behind that would answer
+        it. It keeps of a message what has come of it, which may be as much as 4 GB, and lets nobody
+        else have a turn while there is more to take.
         """
         try:
             await super().recv()
         except DisconnectedCircuit:
             raise
         except Exception:
-            if self._commands is not None:
-                self._commands.cancel()
+            self._hang_up()
             raise
+        if len(self.circuit._data) > self.context.longest_message:
+            log.warning("client %s sends more than any PV can take", self.circuit.host)
+            self._hang_up()
+        await asyncio.sleep(0)
+
+    def _hang_up(self) -> None:
+        if self._commands is not None:
+            self._commands.cancel()
 
     async def _on_disconnect(self) -> None:
         """Take the connection down.
 
-        Trap: caproto waits here for the task that sends updates. That may be the one that is here,
+        Traps: caproto waits here for the task that sends updates. That may be the one that is here,
         or two may wait for it at once; the error of that ended the circuit's other task as well,
-        and the server kept the circuit for ever. So it is told to end, and not waited for.
+        and the server kept the circuit for ever. So it is told to end, and not waited for. And
+        what filters remember of a subscription, and with it the circuit, caproto keeps for ever.
         """
+        if self.connected:
+            await self._cull_subscriptions(None, lambda _: True)
         sending, self._sub_task = self._sub_task, None
         await super()._on_disconnect()
         if sending is not None and sending is not asyncio.current_task():
@@ -137,24 +207,114 @@ class Circuit(caproto_server.VirtualCircuit):  # type: ignore[misc]
     async def _cull_subscriptions(self, db_entry: Any, func: Callable[[Any], bool]) -> Any:
         """Forget subscriptions, and their backlog with them.
 
-        Trap: caproto keeps the backlog of a cancelled subscription for as long as the client stays
-        connected, so every panel opened and closed leaves its waveforms behind.
+        Traps: caproto keeps the backlog of a cancelled subscription for as long as the client stays
+        connected, so every panel opened and closed leaves its waveforms behind; and for ever that
+        there once was a subscription with this mask and filter.
         """
         removed = await super()._cull_subscriptions(db_entry, func)
-        for _, subscription in removed:
+        for spec, subscription in removed:
             self.unexpired_updates.pop(subscription.subscriptionid, None)
+            self._sizes.pop(subscription.subscriptionid, None)
+            for kept in (self.subscriptions, self.context.subscriptions):
+                if not kept[spec]:
+                    del kept[spec]
         return removed
 
-    async def _process_command(self, command: Any) -> Any:
-        """Answer a client.
+    async def _command_queue_iteration(self, command: Any) -> Any:
+        """Answer a client, unless it asks for what cannot be had.
 
-        Trap: when a client clears a channel with subscriptions on it, caproto looks for them by
-        comparing a channel with its number and finds none; the next update to that channel then
-        ends the task that sends this client its updates, of all PVs and for good.
+        Traps: caproto lets nobody else have a turn while there are commands; and see `_unwilling`
+        and `_can_be_had`.
         """
-        if isinstance(command, caproto.ClearChannelRequest):
-            await self._cull_subscriptions(None, lambda sub: bool(sub.channel.sid == command.sid))
-        return await super()._process_command(command)
+        await asyncio.sleep(0)
+        if isinstance(command, caproto.CreateChanRequest):
+            if not self._can_be_had(command.name):
+                command = caproto.CreateChanRequest("", command.cid, command.version)
+        elif isinstance(command, _WITH_DATA) and command.sid in self.circuit.channels_sid:
+            with suppress(ValueError):  # no such data type, of which caproto tells the client
+                if refused := self._unwilling(command):
+                    cid = self.circuit.channels_sid[command.sid].cid
+                    return [caproto.ErrorResponse(command, cid, *refused)]
+        return await super()._command_queue_iteration(command)
+
+    def _can_be_had(self, name: str) -> bool:
+        """Whether a client can have a channel of this name.
+
+        Traps: caproto does not answer if a filter is wrong, so that the client waits for ever. What
+        it remembers of synchronizing filters grows with every name of a state, of which we have
+        none.
+        """
+        try:
+            modifiers = caproto.parse_record_field(name).modifiers
+            wanted = parse_channel_filter(modifiers.filter_) if modifiers else None
+        except Exception:  # noqa: BLE001 - there are many ways to be wrong
+            return False
+        return (wanted is None or wanted.sync is None) and len(self.circuit.channels) < CHANNELS
+
+    def _unwilling(self, command: Any) -> tuple[caproto.CAStatus, str] | None:
+        """Why a subscription or a put is refused.
+
+        Traps: caproto makes as many strings of a put as its header says, up to 4 thousand million,
+        whatever was sent. Every subscription costs time with every update of its PV, so that one
+        client could slow all others down.
+        """
+        kind = caproto.native_type(command.data_type)
+        size = ctypes.sizeof(caproto.DBR_TYPES[kind])
+        count = command.data_count
+        if not isinstance(command, caproto.EventAddRequest):
+            # One string alone is sent without the rest of its 40 bytes.
+            if count > 1 and (count - 1) * size >= len(command.buffers[1]):
+                return caproto.CAStatus.ECA_BADCOUNT, f"{count} elements were not sent"
+            return None
+        if command.subscriptionid in self.circuit.event_add_commands:
+            return caproto.CAStatus.ECA_BADMONID, "another subscription has this number"
+        entry = self.context[self.circuit.channels_sid[command.sid].name]
+        size *= min(count, entry.max_length) or entry.max_length
+        self._sizes[command.subscriptionid] = max(size, 1024)
+        if sum(self._sizes.values()) > SUBSCRIBED:
+            del self._sizes[command.subscriptionid]
+            return caproto.CAStatus.ECA_ALLOCMEM, "too many subscriptions, or to too much"
+        return None
+
+    async def send(self, *commands: Any) -> None:
+        """Send answers.
+
+        Traps: caproto keeps the numbers of requests that fail, the requests for channels that there
+        are not, and the subscriptions of a channel that is closed: it looks for them by comparing a
+        channel with its number. The next update to that channel then ends the task that sends this
+        client its updates, of all PVs and for good. The answer to a put whose channel the client
+        has closed meanwhile is an error that nobody takes, or hangs up.
+        """
+        for command in commands:
+            if isinstance(command, caproto.ErrorResponse):
+                self._failed(command.original_request)
+            elif isinstance(command, caproto.ClearChannelResponse | caproto.ServerDisconnResponse):
+                await self._forget(command.cid)
+        try:
+            await super().send(*commands)
+        except caproto.LocalProtocolError as error:
+            log.debug("client %s: %s", peer.get(), error)
+        for command in commands:
+            if isinstance(command, caproto.CreateChFailResponse):
+                self.circuit.channels.pop(command.cid, None)
+
+    def _failed(self, request: Any) -> None:
+        number = request.parameter2
+        if request.command != caproto.EventAddRequest.ID:
+            self.circuit._ioids.pop(number, None)
+        elif number not in self._sizes:
+            self.circuit.event_add_commands.pop(number, None)
+
+    async def _forget(self, cid: int) -> None:
+        """Forget the subscriptions of a channel."""
+        await self._cull_subscriptions(None, lambda sub: bool(sub.channel.cid == cid))
+        if cid in self.circuit.channels:
+            for number in self.circuit.channels[cid].subscriptions:
+                for asked in (self.circuit.event_add_commands, self.circuit.event_cancel_commands):
+                    asked.pop(number, None)
+
+
+_WITH_DATA = (caproto.EventAddRequest, caproto.WriteRequest, caproto.WriteNotifyRequest)
 
 
 class Context(caproto_server.Context):  # type: ignore[misc]
@@ -168,13 +328,41 @@ class Context(caproto_server.Context):  # type: ignore[misc]
         self.listening = asyncio.Event()
         """Set when clients can connect."""
         self.beacon_socks: dict[tuple[str, int], Any]
+        self.subscriptions: dict[Any, _Subscriptions] = defaultdict(_Subscriptions)
+        # All elements of any PV as text.
+        self.longest_message = max(MESSAGE, *(40 * each.max_length for each in pvdb.values()), 0)
         self._accepting = 0
+        self._full = False
 
     async def server_accept_loop(self, sock: Any) -> None:
         await super().server_accept_loop(sock)
         self._accepting += 1
         if self._accepting == len(self.tcp_sockets):
             self.listening.set()
+
+    async def tcp_handler(self, client: Any, addr: tuple[str, int]) -> None:
+        """Serve a client.
+
+        Trap: caproto lets clients use up the open files that devices and recordings need.
+        """
+        limit = max(50, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - HANDLES)
+        full = len(self.circuits) >= limit
+        if full and not self._full:
+            log.warning("there are %d clients; more cannot connect", len(self.circuits))
+        self._full = full
+        if full:
+            client.close()
+        else:
+            await super().tcp_handler(client, addr)
+
+    async def _broadcaster_recv_datagram(self, bytes_received: bytes, address: Any) -> None:
+        """Take a request for names.
+
+        Trap: for one of 64 kB, with thousands of names, caproto stops the server, and makes an
+        answer of it that cannot be sent.
+        """
+        if len(bytes_received) <= DATAGRAM:
+            await super()._broadcaster_recv_datagram(bytes_received, address)
 
     async def broadcast_beacon_loop(self) -> None:
         """Tell clients that this server is there.

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import caproto
 import numpy as np
+from caproto._dbr import _LongStringChannelType
 from caproto._headers import EventAddResponseHeader
 
 from daq_ioc.server import corrections
@@ -181,13 +182,23 @@ class Context(corrections.Context):
 
 
 def _encoded(sub: Any, metadata: Any, values: Any) -> Update:
-    """An update as a subscription asks for it; 0 elements mean all there are.
+    """An update as a subscription asks for it, or the news that it cannot be had like that.
 
-    Values are None where they cannot be had as that type.
+    Values are None where they cannot be had as that type. Whatever else goes wrong is for this
+    client alone, too, since it chose type and length.
     """
     if values is None:
         return _failed(sub.data_type)
-    count = min(sub.data_count, sub.db_entry.max_length) or len(values)
+    try:
+        return _whole(sub, metadata, values)
+    except Exception as error:  # noqa: BLE001
+        log.debug("%s as %s: %s", sub.channel.name, sub.data_type.name, error)
+        return _failed(sub.data_type)
+
+
+def _whole(sub: Any, metadata: Any, values: Any) -> Update:
+    """An update of as many elements as are asked for; 0 are all there are."""
+    count = min(sub.data_count, _most(sub)) or len(values)
     return Update.of(
         sub.channel.subscribe(
             data=values if count == len(values) else _sized(values, count),
@@ -198,6 +209,15 @@ def _encoded(sub: Any, metadata: Any, values: Any) -> Update:
             status=1,
         )
     )
+
+
+def _most(sub: Any) -> int:
+    """The most elements that a subscription can have.
+
+    Trap: one text has one element, but as many as it has letters where it is asked for as those.
+    """
+    letters = isinstance(sub.data_type, _LongStringChannelType)
+    return int(sub.db_entry.long_string_max_length if letters else sub.db_entry.max_length)
 
 
 def _failed(data_type: int) -> Update:

@@ -88,6 +88,23 @@ def server(epics: int, device: StubDevice) -> Iterator[ServerThread]:
 
 
 @pytest.fixture
+def serve(
+    epics: int, device: StubDevice, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[Any], ServerThread]]:
+    """Start a server of `device` under ``T:`` with a class of contexts."""
+    running = []
+
+    def start(context: Any) -> ServerThread:
+        monkeypatch.setattr("daq_ioc.server.ioc.Context", context)
+        running.append(ServerThread(("T:", device)))
+        return running[-1]
+
+    yield start
+    for each in running:
+        each.stop()
+
+
+@pytest.fixture
 def client(epics: int) -> Iterator[Any]:
     """caproto's own client."""
     from caproto.threading.client import Context as Client

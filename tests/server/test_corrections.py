@@ -41,23 +41,6 @@ EITHER = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture
-def serve(
-    epics: int, device: StubDevice, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[Any], ServerThread]]:
-    """Start a server of `device` under ``T:`` with a class of contexts."""
-    running = []
-
-    def start(context: Any) -> ServerThread:
-        monkeypatch.setattr("daq_ioc.server.ioc.Context", context)
-        running.append(ServerThread(("T:", device)))
-        return running[-1]
-
-    yield start
-    for each in running:
-        each.stop()
-
-
 def holds(value: float, update: Any) -> bool:
     return float(update.data[0]) == value
 
