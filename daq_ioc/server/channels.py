@@ -47,6 +47,12 @@ BACKLOG_ARRAY = 3
 Trap: caproto keeps 1000, which is 80 MB per subscriber of 10 000 points.
 """
 
+REASON_LENGTH = 300
+"""Bytes of the reason for which a put is refused; a value that it quotes may be of any length."""
+
+CLAIM_LENGTH = 256
+"""Characters taken of the names of users and hosts."""
+
 
 class PutRefusedError(Exception):
     """Sent to the client as the reason why its put failed."""
@@ -135,9 +141,8 @@ class Channel(corrections.Data):
 
     def check_access(self, hostname: str, username: str) -> Any:
         """What a client may do, told to it when it connects."""
-        refused = self._refusal(
-            Client(username, hostname, corrections.peer.get()), self.row.attribute
-        )
+        client = _client(username, hostname, corrections.peer.get())
+        refused = self._refusal(client, self.row.attribute)
         return AccessRights.READ if refused else AccessRights.READ | AccessRights.WRITE
 
     async def auth_write(
@@ -149,27 +154,36 @@ class Channel(corrections.Data):
         The value itself is not written here; the device's next reading says what it really is.
         Trap: a put that fails leaves a caproto PV in MAJOR/WRITE; here it touches no alarm.
         """
-        client = Client(username, hostname, user_address[0] if user_address else "")
-        if data_type in (ChannelType.PUT_ACKT, ChannelType.PUT_ACKS):
-            return await super().auth_write(hostname, username, data, data_type, metadata)
+        client = _client(username, hostname, user_address[0] if user_address else "")
         old = None if self.reading is None else self.reading.value
-        value: Any = "?"
+        value: Any = data_type.name
         try:
-            value = decoded(self.row.attribute, data, data_type)
+            acknowledges = data_type in (ChannelType.PUT_ACKT, ChannelType.PUT_ACKS)
+            if not acknowledges:
+                value = decoded(self.row.attribute, data, data_type)
             if refused := self._refusal(client, self.row.attribute):
                 raise PutRefusedError(refused)  # noqa: TRY301
-            await self._put(self.row.attribute.name, self.row.attribute.checked(value))
+            if acknowledges:
+                await self.write_from_dbr(data, data_type, metadata)
+            else:
+                await self._put(self.row.attribute.name, self.row.attribute.checked(value))
         except (ValueError, UserError, PutRefusedError) as error:
+            reason = _cut(str(error), REASON_LENGTH)
             log.warning(
                 "refused %s = %s from %s; is %s: %s",
-                self.row.pv, _short(value), client, _short(old), error,
+                self.row.pv, _short(value), client, _short(old), reason,
             )  # fmt: skip
-            raise PutRefusedError(str(error)) from None
+            raise PutRefusedError(reason) from None
         except Exception:
             log.exception("failed %s = %s from %s", self.row.pv, _short(value), client)
             raise
         log.info("put %s = %s from %s; was %s", self.row.pv, _short(value), client, _short(old))
         return None
+
+
+def _client(user: str | None, host: str | None, address: str) -> Client:
+    """A client by what it claims to be, which may be nothing, or of any length."""
+    return Client((user or "")[:CLAIM_LENGTH], (host or "")[:CLAIM_LENGTH], address)
 
 
 def _short(value: Any) -> str:
@@ -179,13 +193,22 @@ def _short(value: Any) -> str:
 
 
 def decoded(attribute: Attribute, data: Any, data_type: Any) -> Any:
-    """What a client sent, as a number or text. Raises ValueError if it is neither or not UTF-8."""
+    """What a client sent, as a number or text.
+
+    Raises ValueError if it is neither, not UTF-8, or more than the PV holds.
+    """
     native = caproto.native_type(data_type)
+    if native not in caproto.native_types:
+        raise ValueError(f"{attribute.name} cannot be put as {data_type.name}")
     if len(data) == 0 and native is not ChannelType.CHAR:
         raise ValueError(f"{attribute.name} takes a value, none was sent")
+    letters = native is ChannelType.CHAR and attribute.kind in (Kind.STRING, Kind.TEXT)
+    most = fields.TEXT_LENGTH if letters else attribute.length
+    if len(data) > most:
+        raise ValueError(f"{attribute.name} takes at most {most} elements, {len(data)} were sent")
     if native is ChannelType.STRING:
         return _text(bytes(data[0]))
-    if native is ChannelType.CHAR and attribute.kind in (Kind.STRING, Kind.TEXT):
+    if letters:
         return _text(bytes(data))
     if attribute.length > 1:
         return np.asarray(data, np.float64)
@@ -203,7 +226,7 @@ def _text(data: bytes) -> str:
 
 def _cut(text: str, size: int) -> str:
     """As much of a text as fits ``size`` bytes of UTF-8."""
-    return text.encode("utf-8")[:size].decode("utf-8", "ignore")
+    return text.encode("utf-8", "replace")[:size].decode("utf-8", "ignore")
 
 
 def as_text(value: float, precision: int) -> str:
@@ -220,13 +243,27 @@ class DoubleChannel(Channel, caproto.ChannelDouble):  # type: ignore[misc]
     cancelled subscription.
     """
 
+    _texts: tuple[Any, list[bytes]] = (None, [])
+    """The last value that somebody wanted as text, and its texts."""
+
     async def _read(self, data_type: Any) -> Any:
-        """What clients get. Trap: as text caproto sends all digits, not those of ``.PREC``."""
-        metadata, values = await super()._read(data_type)
-        if data_type in _TEXTS:
+        """What clients get.
+
+        Traps: as text caproto sends all digits, not those of ``.PREC``; and for a long array it
+        takes so long to make text of it that one client who asks for that delays all others.
+        """
+        if data_type not in _TEXTS:
+            return await super()._read(data_type)
+        if self._texts[0] is not self.value:
             precision = self.row.attribute.precision
-            values = [as_text(x, precision).encode() for x in np.atleast_1d(self.value)]
-        return metadata, values
+            numbers = np.atleast_1d(self.value).tolist()
+            self._texts = self.value, [as_text(number, precision).encode() for number in numbers]
+        metadata: Any = b""
+        if data_type is not ChannelType.STRING:
+            metadata = caproto.DBR_TYPES[data_type]()
+            self._read_metadata(metadata)
+            metadata.status, metadata.severity = self.alarm.status, self.alarm.severity
+        return metadata, self._texts[1]
 
     def native(self, value: Value) -> Any:
         if self.row.attribute.length == 1:

@@ -35,6 +35,8 @@ STOP_TIMEOUT = 20.0
 WAITING_PUTS = 100
 """Puts that may wait for one device; more are refused, so that no client can fill the memory."""
 
+TURN = 0.02
+"""Seconds after which others have a turn while readings are published."""
 
 SAVE_DELAY = 0.5
 """Seconds from a put to its being on disk, so that a flood of puts does not wear the disk out."""
@@ -115,9 +117,12 @@ class Publisher:
         self.stopping = False
         self._newest: dict[str, Reading] = {}
         self._newest_lock = threading.Lock()
+        self._failing: dict[str, type[Exception]] = {}
+        """What is wrong with PVs that cannot be shown."""
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._one_put = asyncio.Lock()
+        self._one_publishes = asyncio.Lock()
         self._waiting = 0
         self._saving: asyncio.Task[None] | None = None
 
@@ -146,14 +151,27 @@ class Publisher:
             await self.publish()
 
     async def publish(self) -> None:
-        """Show what has come in since the last time, all of it in one go."""
-        with self._newest_lock:
-            readings, self._newest = self._newest, {}
-        for name, reading in readings.items():
-            try:
-                await self.channels[name].show(reading)
-            except (TypeError, ValueError, KeyError, IndexError):
+        """Show what has come in since the last time, all of it in one go unless that takes long."""
+        async with self._one_publishes:
+            with self._newest_lock:
+                readings, self._newest = self._newest, {}
+            began = self._loop.time()
+            for name, reading in readings.items():
+                await self._show(name, reading)
+                if self._loop.time() > began + TURN:
+                    await asyncio.sleep(0)
+                    began = self._loop.time()
+
+    async def _show(self, name: str, reading: Reading) -> None:
+        """Show one reading. Whatever is wrong with it, other PVs go on, and it is told but once."""
+        try:
+            await self.channels[name].show(reading)
+        except Exception as error:
+            if self._failing.get(name) is not type(error):
                 log.exception("%s%s cannot show %r", self.prefix, name, reading)
+            self._failing[name] = type(error)
+        else:
+            self._failing.pop(name, None)
 
     async def put(self, name: str, value: Value) -> None:
         """Have the device take a value, one put after the other in the order they came.
