@@ -21,6 +21,7 @@ Signals = Mapping[str, Signal]
 
 _CHUNK = 65536  # samples whose float64 copy stays in the second-level cache
 _DOT_LENGTH = 10000  # longer vectors make the BLAS library start threads, which costs more
+_BUFFER = 1024  # elements; numpy copies what it broadcasts if several windows fit into its buffer
 _INPUTS = np.array([0x10, 0x20], np.uint8).reshape(2, 1, 1)  # bits of the last two fields
 _ONES = np.ones(_DOT_LENGTH)
 
@@ -90,6 +91,7 @@ def _values(fields: list[Signal], table: Signal) -> None:
         table[2, k] = np.minimum.reduce(values, axis=-1)
         table[3, k] = np.maximum.reduce(values, axis=-1)
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is seen to later
+        np.setbufsize(_BUFFER)  # until the end of errstate
         mean = _sums(wide, squared=False) / n
         wide -= mean[..., np.newaxis]
         table[0], table[1] = mean, _sums(wide, squared=True)

@@ -58,7 +58,7 @@ SIGN_PAYLOADS = 2
 MIN_RECORD = 16
 _JOIN = 4096
 _SHORT = 256  # bytes read at once; most records but those of data are shorter
-_AT_ONCE = 1 << 21  # bytes verified at once; a data record of a raw recording has 1.6 MB
+_AT_ONCE = 1 << 20  # bytes verified at once
 _RESIDUE = 0x2144DF1C  # CRC-32 of any bytes with their own CRC-32 behind them
 EPOCH = 1514764800
 """2018-01-01T00:00:00Z in Unix seconds, where container times begin; their unit is 2**-30 s."""
