@@ -28,9 +28,13 @@ _SLACK: Final = round(0.25 / FRAME_SECONDS)
 """Frames by which the clock may be wrong: what a late host finds queued."""
 _DRIFT: Final = 500e-6
 """More than the instrument's and this computer's clocks ever differ."""
-# The first word of a good frame: type, status 0, and the length with the voltage range masked off.
+# The first words of a good frame: type, status 0, and the length with the voltage range masked off;
+# then the index, and another one masked off.
 _WORD_MASK: Final = np.uint32(0xFFFF_FFFF ^ FRAME_VOLTAGE_RANGE << 16)
 _WORD_GOOD: Final = np.uint32(FRAME_BYTES << 16 | FRAME_RAW)
+_INDEX_BIT: Final = 32
+_HEADER_MASK: Final = np.uint64(_INDEX_SPAN - 1 << _INDEX_BIT | int(_WORD_MASK))
+_HEADER_GOOD: Final = int(_WORD_GOOD)
 
 Frames = npt.NDArray[np.uint8]
 
@@ -87,17 +91,21 @@ class FrameParser:
         count, rest = divmod(len(data), FRAME_BYTES)
         self.counters.partial += rest > 0
         frames = data[: count * FRAME_BYTES].reshape(count, FRAME_BYTES)
-        good = frames.view("<u4")[:, 0] & _WORD_MASK == _WORD_GOOD
-        index = frames.view("<u2")[:, 2]
-        expected = (self._expected + np.arange(count)) % _INDEX_SPAN
         absent = self._absent(count, arrival)
-        if absent < _INDEX_SPAN // 2 and good.all() and np.array_equal(index, expected):
+        if absent < _INDEX_SPAN // 2 and self._expects(frames):
             runs = self._use(frames)
         else:
-            runs = self._sort(frames, good, index, absent, prompt)
+            runs = self._sort(frames, absent, prompt)
         lead = self._frames * FRAME_SECONDS - arrival
         self._lead = max(lead, self._lead - count * FRAME_SECONDS * _DRIFT)
         return runs
+
+    def _expects(self, frames: Frames) -> bool:
+        """Whether all frames are good and have the indices that come next."""
+        headers = frames.view("<u8")[:, 0] - np.uint64(self._expected << _INDEX_BIT)
+        stop = _HEADER_GOOD + (len(frames) << _INDEX_BIT)
+        wanted = np.arange(_HEADER_GOOD, stop, 1 << _INDEX_BIT, dtype=np.uint64)
+        return bool((headers & _HEADER_MASK == wanted).all())
 
     def _absent(self, count: int, arrival: float) -> int:
         """How many frames the clock says are absent when ``count`` more have come."""
@@ -123,11 +131,11 @@ class FrameParser:
         self._frames += frames
         self._expected = (self._expected + frames) % _INDEX_SPAN
 
-    def _sort(
-        self, frames: Frames, good: npt.NDArray[np.bool_], index: Any, absent: int, prompt: bool
-    ) -> list[Run]:
+    def _sort(self, frames: Frames, absent: int, prompt: bool) -> list[Run]:
         """The same where something is wrong: a step for each stretch between two irregularities."""
         runs: list[Run] = []
+        good = frames.view("<u4")[:, 0] & _WORD_MASK == _WORD_GOOD
+        index: Any = frames.view("<u2")[:, 2]
         ordered = np.zeros(len(frames), np.bool_)
         ordered[1:] = good[1:] & good[:-1] & (np.diff(index.astype(np.int64)) % _INDEX_SPAN == 1)
         starts = np.flatnonzero(~ordered).tolist()
