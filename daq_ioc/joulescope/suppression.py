@@ -35,7 +35,7 @@ HELD_BITS: Final = MISSING_RANGE
 """Bits of samples that an overlong group gives up, and of those held when a stream ends."""
 
 _HISTORY: Final = 8
-_LAST: Final = np.arange(-_HISTORY, 0)
+_STEPS: Final = np.arange(HELD_MAX)
 _WINDOW_MAX: Final = 12
 _EDGE_MAX: Final = 8
 
@@ -118,7 +118,9 @@ class SuppressMode:
             return np.array(_WINDOW_N if part == "n" else _WINDOW_M, np.intp)
         if not part.isdecimal() or int(part) > _WINDOW_MAX:
             raise ValueError(f"suppression mode {text!r}: window is n, m or 0..{_WINDOW_MAX}")
-        return np.full((9, 9), int(part), np.intp)
+        window = np.full((9, 9), int(part), np.intp)
+        np.fill_diagonal(window, 0)
+        return window
 
 
 @dataclass(slots=True)
@@ -165,9 +167,12 @@ class Samples:
         )
 
 
-def _no_samples() -> Samples:
-    none = np.empty(0, np.float32)
-    return Samples(np.empty((0, 2), np.uint16), none, none, np.empty(0, np.uint8))
+_NONE: Final = Samples(
+    np.empty((0, 2), np.uint16),
+    np.empty(0, np.float32),
+    np.empty(0, np.float32),
+    np.empty(0, np.uint8),
+)
 
 
 class RawProcessor:
@@ -187,7 +192,7 @@ class RawProcessor:
         self.counters = Counters()
         self._range = POWER_UP_RANGE
         self._word: np.uint32 | None = None
-        self._held = _no_samples()
+        self._held = _NONE
         self._held_end = -1  # index into held of the open group's last sample
         self._history = np.full(_HISTORY, np.nan, np.float32)  # current before held
 
@@ -198,7 +203,7 @@ class RawProcessor:
         (0 is 15 V, 1 is 5 V).
         """
         if len(raw) == 0:
-            return _no_samples()
+            return _NONE
         block = words.as_words(raw)
         decoded = words.decode_words(block, self.calibration, voltage_range)
         self._count(block, decoded)
@@ -207,21 +212,21 @@ class RawProcessor:
         current = decoded.current
         samples = Samples(raw, current, decoded.voltage, decoded.bits)
         if len(starts) == 0 and len(self._held) == 0:
-            self._remember(current)
+            self._history = _last(self._history, current)
             return samples
         return self._release(samples, starts, ends)
 
     def change_mode(self, suppress_mode: str | None) -> Samples:
         """Convert what comes next in another mode; the samples that were held back, as `flush`."""
         if suppress_mode == self.suppress_mode:
-            return _no_samples()
+            return _NONE
         self._mode, self.suppress_mode = SuppressMode.parse(suppress_mode), suppress_mode
         return self.flush()
 
     def flush(self) -> Samples:
         """The samples still held back, never to be completed: current and voltage NaN, range 8."""
-        held, self._held = self._held, _no_samples()
-        self._remember(held.current)
+        held, self._held = self._held, _NONE
+        self._history = _last(self._history, held.current)
         held.current[:] = np.nan
         held.voltage[:] = np.nan
         held.bits[:] = HELD_BITS
@@ -237,17 +242,12 @@ class RawProcessor:
         """
         if len(changes) == 1 and kinds[0] == self._range:
             return changes[:0], changes[:0]
-        lengths = np.empty(len(kinds), np.intp)
-        window = self._mode.window
-        lengths[0] = window[kinds[0], self._range] if kinds[0] != self._range else 0
-        lengths[1:] = window[kinds[1:], kinds[:-1]]
-        opens = np.flatnonzero(lengths)
-        starts = changes[opens]
-        return starts, np.maximum.accumulate(starts + (lengths[opens] + (self._mode.post - 1)))
-
-    def _remember(self, current: F32) -> None:
-        """Keep the last unsuppressed currents before what comes next."""
-        self._history = np.concatenate((self._history, current[-_HISTORY:]))[-_HISTORY:]
+        before = np.empty_like(kinds)
+        before[0], before[1:] = self._range, kinds[:-1]
+        lengths = self._mode.window[kinds, before]
+        opens = lengths > 0
+        ends = changes + lengths + (self._mode.post - 1)
+        return changes[opens], np.maximum.accumulate(ends[opens])
 
     def _release(
         self, new: Samples, starts: npt.NDArray[np.intp], ends: npt.NDArray[np.intp]
@@ -260,88 +260,93 @@ class RawProcessor:
             ends = np.maximum.accumulate(np.concatenate(([self._held_end], ends + n_held)))
         n = len(samples)
         if len(starts) > 1:
-            apart = np.flatnonzero(starts[1:] > ends[:-1])
-            starts = np.concatenate((starts[:1], starts[apart + 1]))
-            ends = np.concatenate((ends[apart], ends[-1:]))
+            apart = starts[1:] > ends[:-1]
+            starts = np.concatenate((starts[:1], starts[1:][apart]))
+            ends = np.concatenate((ends[:-1][apart], ends[-1:]))
 
         n_final = n
         if ends[-1] >= n:
             # Whatever comes, a group that is already too long gives up its oldest samples.
             n_final = max(int(starts[-1]), n - HELD_MAX)
         held_end = int(ends[-1]) - n_final
-        before_held = self._earlier(samples.current, n_final + _LAST)
+        before_held = _last(self._history, samples.current[:n_final])
         if n_final < n:
             _give_up(samples[int(starts[-1]) : n_final])
             starts, ends = starts[:-1], ends[:-1]
         if len(starts):
             self._suppress(samples, starts, ends)
         self._history = before_held
+        if n_final == n:
+            self._held = _NONE
+            return samples
         # A copy, because the caller may use the memory of raw again.
         self._held, self._held_end = samples[n_final:].copy(), held_end
         return samples[:n_final]
 
     def _earlier(self, current: F32, rows: npt.NDArray[np.intp]) -> F32:
-        """Currents at ``rows``, of which the negative ones lie in the history."""
+        """Currents at ``rows``, which ascend; the negative ones lie in the history."""
+        if rows[0] >= 0:
+            return current[rows]
         return np.where(rows < 0, self._history[rows % _HISTORY], current.take(rows, mode="clip"))
 
     def _suppress(
         self, samples: Samples, starts: npt.NDArray[np.intp], ends: npt.NDArray[np.intp]
     ) -> None:
         """Replace the currents of whole groups, given by their first and last samples."""
-        usable = ends - starts < HELD_MAX
-        if not usable.all():
-            for start, end in zip(starts[~usable], ends[~usable], strict=True):
-                _give_up(samples[int(start) : int(end) - HELD_MAX + 1])
-            starts = np.where(usable, starts, ends - HELD_MAX + 1)
-        rows, inside = _group_rows(starts, ends + 1 - self._mode.post)
-        replaced = rows[inside]
+        lengths = ends + 1 - starts
+        if lengths.max() > HELD_MAX:
+            overlong = lengths > HELD_MAX
+            for start, end in zip(starts[overlong], ends[overlong], strict=True):
+                _give_up(samples[int(start) : int(end) + 1 - HELD_MAX])
+            lengths = np.minimum(lengths, HELD_MAX)
+            starts = ends + 1 - lengths
+        replaced = lengths - self._mode.post
+        steps = _STEPS[: max(0, replaced.max())]
+        inside = steps < replaced[:, np.newaxis]
+        rows = (starts[:, np.newaxis] + steps)[inside]
         if self._mode.kind == "nan":
-            samples.current[replaced] = samples.voltage[replaced] = np.nan
-        elif self._mode.kind == "interp":
-            values = self._interpolated(samples.current, starts, ends, usable, rows.shape[1])
-            samples.current[replaced] = values[inside]
-        else:
-            mean = self._mean(samples.current, starts, ends, usable)
-            samples.current[replaced] = np.broadcast_to(mean[:, np.newaxis], rows.shape)[inside]
+            samples.current[rows] = samples.voltage[rows] = np.nan
+            return
+        fill = self._ramps if self._mode.kind == "interp" else self._means
+        samples.current[rows] = fill(samples.current, starts, lengths, len(steps))[inside]
 
-    def _interpolated(
+    def _ramps(
         self,
         current: F32,
         starts: npt.NDArray[np.intp],
-        ends: npt.NDArray[np.intp],
-        usable: npt.NDArray[np.bool_],
-        length: int,
+        lengths: npt.NDArray[np.intp],
+        count: int,
     ) -> F32:
-        """Ramps (groups, ``length``) from the sample before each group to the group's last one."""
-        last = current[ends]
+        """Ramps (groups, ``count``) from the sample before each group to the group's last one."""
+        last = current[starts + (lengths - 1)]
         pre = self._earlier(current, starts - 1)
-        pre = np.where(usable & np.isfinite(pre), pre, last)
-        values = np.empty((len(starts), length + 1), np.float32)
+        pre = np.where(np.isfinite(pre), pre, last)
+        values = np.empty((len(starts), count + 1), np.float32)
         values[:, 0] = pre
-        values[:, 1:] = ((last - pre) / (ends + 1 - starts).astype(np.float32))[:, np.newaxis]
+        values[:, 1:] = ((last - pre) / lengths.astype(np.float32))[:, np.newaxis]
         # accumulate adds one column after the other in float32, as the maker's loop does
-        return np.add.accumulate(values, axis=1, dtype=np.float32)[:, 1:]
+        return np.add.accumulate(values, axis=1)[:, 1:]
 
-    def _mean(
+    def _means(
         self,
         current: F32,
         starts: npt.NDArray[np.intp],
-        ends: npt.NDArray[np.intp],
-        usable: npt.NDArray[np.bool_],
+        lengths: npt.NDArray[np.intp],
+        count: int,
     ) -> F32:
-        """Mean (groups,) of ``pre`` samples before each group and its last ``post`` ones."""
+        """Means of ``pre`` samples before each group and its last ``post`` ones, as `_ramps`."""
         total = np.zeros(len(starts), np.float32)
         for k in range(self._mode.pre, 0, -1):
             total += self._earlier(current, starts - k)
-        known = usable & np.isfinite(total)
+        known = np.isfinite(total)
         total[~known] = 0
         for k in range(self._mode.post):
-            total += current[ends - k]
-        count = np.where(known, self._mode.pre, 0) + self._mode.post
+            total += current[starts + (lengths - 1 - k)]
+        used = np.where(known, self._mode.pre, 0) + self._mode.post
         with np.errstate(invalid="ignore"):
-            mean: F32 = np.divide(total, count, dtype=np.float32)
-        mean[count == 0] = np.nan
-        return mean
+            mean: F32 = np.divide(total, used, dtype=np.float32)
+        mean[used == 0] = np.nan
+        return np.broadcast_to(mean[:, np.newaxis], (len(starts), count))
 
     def _count(self, block: words.Words, decoded: words.Decoded) -> None:
         """Update the counters; `Counters` says what each of them means."""
@@ -367,12 +372,11 @@ class RawProcessor:
         counters.skips += errors
 
 
-def _group_rows(
-    starts: npt.NDArray[np.intp], stops: npt.NDArray[np.intp]
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
-    """Row indices (groups, longest) of groups [start, stop), and which are in their group."""
-    rows = starts[:, np.newaxis] + np.arange(max(0, int((stops - starts).max())))
-    return rows, rows < stops[:, np.newaxis]
+def _last(history: F32, current: F32) -> F32:
+    """The last ``_HISTORY`` currents of a stream, of which ``history`` are those before."""
+    if len(current) >= _HISTORY:
+        return current[-_HISTORY:].copy()
+    return np.concatenate((history[len(current) :], current))
 
 
 def _give_up(samples: Samples) -> None:
