@@ -6,7 +6,6 @@ holds and what a reader returns are the same numbers. All sums are float64.
 
 from __future__ import annotations
 
-import operator
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -24,10 +23,13 @@ squared deviations from the mean: divide it by ``length - 1``. With length 0 the
 Rows: TypeAlias = np.ndarray[Any, np.dtype[np.void]]
 """Array of ROW; the last axis is the field, in the order of FIELDS."""
 
-# OpenBLAS wakes its other threads for longer vectors, which then spin on a core that is not ours.
-# 20 000 samples, the reduction of a recording, are two such lengths.
-_DOT_LENGTH: Final = 10_000
-_ONES: Final = np.ones(_DOT_LENGTH)
+# OpenBLAS wakes its other threads for vectors longer than 10 000, which then spin on a core that is
+# not ours; parts as short as this, and their ones, stay in the innermost cache besides.
+_PART: Final = 1000
+_ONES: Final = np.ones(_PART)
+
+_RANGE_MASK: Final = np.uint8(0x0F)
+_FLAGS: Final = np.uint8(0x10), np.uint8(0x20)
 
 
 def empty(shape: tuple[int, ...] = ()) -> Rows:
@@ -63,20 +65,24 @@ def reduce_rows(
     if count == 0:
         return empty((0,))
     n = count * samples_per_row
-    shape = count, samples_per_row
-    table = np.empty((4, count, len(FIELDS)))  # mean, squares, min, max
-    for field, values in enumerate((current[:n], voltage[:n], current[:n] * voltage[:n])):
-        _reduce_values(values.reshape(shape), table[:, :, field])
-    bits = bits[:n].reshape(shape)
-    _reduce_ranges(bits & np.uint8(0x0F), table[:, :, 3])
-    _reduce_flags((bits & np.uint8(0x10), bits & np.uint8(0x20)), table[:, :, 4:6])
+    current, voltage, bits = current[:n], voltage[:n], bits[:n].reshape(count, -1)
+    signals = [values.reshape(count, -1) for values in (current, voltage, current * voltage)]
+    sums = np.empty((2, len(FIELDS), count))  # of values less their pivot, of the squares of these
+    ends = np.empty((2, len(FIELDS), count))  # min, max
+    pivots = _sum_signals(signals, sums[:, :3], ends[:, :3])
+    _sum_bits(bits, sums[:, 3:], ends[:, 3:])
+    total, squares = sums
+    mean = total / samples_per_row
+    squares -= mean * total
+    mean[:3] += pivots
     rows = np.empty((count, len(FIELDS)), ROW)
     rows["length"] = samples_per_row
-    rows["mean"], rows["variance"], rows["min"], rows["max"] = table
+    rows["mean"], rows["variance"] = mean.T, squares.T
+    rows["min"], rows["max"] = ends.transpose(0, 2, 1)
     # A value that is not finite shows in its mean; only then is every sample looked at.
-    finite = np.isfinite(table[0, :, :3])
+    finite = np.isfinite(total[:3])
     if not finite.all():
-        for k in np.flatnonzero(~finite.all(axis=1)):
+        for k in np.flatnonzero(~finite.all(axis=0)):
             part = slice(k * samples_per_row, (k + 1) * samples_per_row)
             used = np.isfinite(current[part]) & np.isfinite(voltage[part])
             if not used.all():
@@ -87,45 +93,57 @@ def reduce_rows(
 Table = npt.NDArray[np.float64]
 
 
-def _reduce_values(values: npt.NDArray[np.float32], out: Table) -> None:
-    """Mean, squares, min and max of each row of ``values`` into ``out`` (4, rows)."""
-    wide = values.astype(np.float64)
-    length = wide.shape[1]
-    part = _DOT_LENGTH if length % _DOT_LENGTH == 0 else length
-    ones = _ONES if part == _DOT_LENGTH else np.ones(part)
-    parts = wide.reshape(len(wide), -1, part)
-    mean = np.add.reduce(np.vecdot(parts, ones), axis=1) / length
-    wide -= mean[:, np.newaxis]
-    out[0] = mean
-    out[1] = np.add.reduce(np.vecdot(parts, parts), axis=1)
-    out[2] = np.minimum.reduce(values, axis=1)
-    out[3] = np.maximum.reduce(values, axis=1)
+def _sum_signals(
+    signals: list[npt.NDArray[np.float32]], sums: Table, ends: Table
+) -> npt.NDArray[np.float32]:
+    """Fill ``sums`` and ``ends``, (2, signals, rows); the pivots (signals, rows)."""
+    count, length = signals[0].shape
+    lows, highs = np.empty((2, len(signals), count), np.float32)
+    for values, low, high in zip(signals, lows, highs, strict=True):
+        np.minimum.reduce(values, axis=1, out=low)
+        np.maximum.reduce(values, axis=1, out=high)
+    ends[0], ends[1] = lows, highs
+    # Values within a factor of two of each other may differ so little that their squares would not
+    # tell: their lowest is subtracted, which float32 does without rounding there (Sterbenz). With
+    # others, even if only one differs among n, squares lose no more than a factor of 8 n.
+    near = highs - lows <= np.minimum(np.abs(lows), np.abs(highs))
+    pivots = np.where(near, lows, np.float32(0))
+    part = _PART if length % _PART == 0 else length
+    ones = _ONES if part == _PART else np.ones(part)
+    partial = np.empty((2, len(signals), count, length // part))
+    wide = np.empty((count, length))
+    parts = wide.reshape(count, -1, part)
+    for k in reversed(range(len(signals))):
+        values = signals[k]
+        if pivots[k].any():
+            # Power comes first and leaves its memory to the others: more would be slow to get.
+            values = np.subtract(values, pivots[k, :, np.newaxis], out=signals[-1])
+        wide[...] = values
+        np.vecdot(parts, ones, out=partial[0, k])
+        np.vecdot(parts, parts, out=partial[1, k])
+    np.add.reduce(partial, axis=-1, out=sums)
+    return pivots
 
 
-def _reduce_ranges(ranges: npt.NDArray[np.uint8], out: Table) -> None:
-    low, high = np.minimum.reduce(ranges, axis=1), np.maximum.reduce(ranges, axis=1)
-    out[0] = out[2] = low
-    out[1] = 0
-    out[3] = high
-    for k in np.flatnonzero(low != high):
-        kinds = range(int(low[k]), int(high[k]) + 1)
-        counts = [int(np.count_nonzero(ranges[k] == kind)) for kind in kinds[:-1]]
-        counts.append(ranges.shape[1] - sum(counts))
-        mean = sum(map(operator.mul, counts, kinds)) / ranges.shape[1]
-        out[0, k] = mean
-        out[1, k] = sum(n * (kind - mean) ** 2 for n, kind in zip(counts, kinds, strict=True))
-
-
-def _reduce_flags(flags: tuple[npt.NDArray[np.uint8], ...], out: Table) -> None:
-    """The same of inputs, each (rows, n) and not 0 where set, into ``out`` (4, rows, inputs)."""
-    length = flags[0].shape[1]
-    ones = np.empty(out.shape[1:])
-    for k, flag in enumerate(flags):
-        ones[:, k] = [np.count_nonzero(row) for row in flag]
-    out[0] = ones / length
-    out[1] = ones * (length - ones) / length
-    out[2] = ones == length
-    out[3] = ones > 0
+def _sum_bits(bits: npt.NDArray[np.uint8], sums: Table, ends: Table) -> None:
+    """The same for the range and the two inputs in ``bits``, (2, 3, rows)."""
+    length = bits.shape[1]
+    common, some = np.bitwise_and.reduce(bits, axis=1), np.bitwise_or.reduce(bits, axis=1)
+    ends[:, 0] = kinds = common & _RANGE_MASK
+    sums[:, 0] = kinds * float(length)
+    sums[1, 0] *= kinds
+    for k in np.flatnonzero(some & _RANGE_MASK != kinds):
+        ranges = bits[k] & _RANGE_MASK
+        low, high = int(np.minimum.reduce(ranges)), int(np.maximum.reduce(ranges))
+        ends[:, 0, k] = low, high
+        counts = {kind: int(np.count_nonzero(ranges == kind)) for kind in range(low, high)}
+        counts[high] = length - sum(counts.values())
+        sums[0, 0, k] = sum(n * kind for kind, n in counts.items())
+        sums[1, 0, k] = sum(n * kind**2 for kind, n in counts.items())
+    for field, flag in enumerate(_FLAGS, 1):
+        sums[:, field] = [np.count_nonzero(row) for row in bits & flag]
+    np.equal(sums[0, 1:], length, out=ends[0, 1:])
+    np.greater(sums[0, 1:], 0, out=ends[1, 1:])
 
 
 def combine(rows: Rows, axis: int = 0) -> Rows:

@@ -87,13 +87,12 @@ class RingBuffer:
         stop = first_id + count
         # Readers check start_id after they copied: it moves before anything is overwritten.
         self._start_id = max(self._start_id, stop - self.capacity)
-        for name, values in rows.items():
-            array = self._arrays[name]
-            done = skip
-            for part in self._parts(first_id + skip, stop):
-                length = part.stop - part.start
-                array[part] = values[done : done + length]
-                done += length
+        done = skip
+        for part in self._parts(first_id + skip, stop):
+            length = part.stop - part.start
+            for name, values in rows.items():
+                self._arrays[name][part] = values[done : done + length]
+            done += length
         self._publish(stop)
 
     def _fill_to(self, first_id: int) -> None:

@@ -24,10 +24,10 @@ from daq_ioc.samples import MISSING_BITS, MISSING_WORD, SampleBlock
 REDUCTION: Final = 20_000
 """Samples in a reduction: that of a JLS recording, 10 ms at 2 000 000 samples/s."""
 
-_BATCH: Final = 4
+_BATCH: Final = 8
 """Reductions made at once where nobody waits for a window: several cost little more than one."""
 
-_BUFFER_MIN: Final = 10
+_BUFFER_MIN: Final = 4 * _BATCH
 """Reductions in the smallest buffer, several times what comes at once."""
 
 COLUMNS: Final = {
@@ -221,11 +221,11 @@ class Stream:
     def _add(self, rows: statistics.Rows) -> None:
         """Add to the window, and to charge and energy, where missing samples add nothing."""
         self._window.append(rows)
-        used = rows[rows["length"][:, 0] > 0]
-        total = (used["mean"] * used["length"]).sum(axis=0) / self.rate
+        length = rows["length"]
+        sums = np.add.reduce(rows["mean"] * length, axis=0, where=length > 0) / self.rate
         with self._accumulators:
-            self._charge += float(total[0])
-            self._energy += float(total[2])
+            self._charge += float(sums[0])
+            self._energy += float(sums[2])
 
     def _publish(self, stop_id: int) -> Readings:
         """Readings of the window that ends before sample ``stop_id``; the next window begins."""
