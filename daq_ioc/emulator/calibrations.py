@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from daq_ioc.driver.joulescope.js110.protocol import CONTROL_MAX_BYTES
 from daq_ioc.emulator.encode import CURRENT_GAIN, CURRENT_OFFSET, VOLTAGE_GAIN, VOLTAGE_OFFSET
-from daq_ioc.joulescope import container
+from daq_ioc.joulescope import container, container_reader, container_writer
 from daq_ioc.joulescope.calibration import Calibration
 
 _HEADER_BYTES = 32  # of the container
@@ -28,8 +28,8 @@ def _bad_crc(serial: str) -> bytes:
 def _long(serial: str) -> bytes:
     """Good, with so much white space in its JSON that it takes three control transfers."""
     file = io.BytesIO()
-    writer = container.Writer(file)
-    for record in container.Reader(io.BytesIO(_good(serial))).records():
+    writer = container_writer.Writer(file)
+    for record in container_reader.Reader(io.BytesIO(_good(serial))).records():
         padding = b" " * (2 * CONTROL_MAX_BYTES) if record.tag == container.DATA_JSON else b""
         if record.tag != container.END:
             writer.append(record.tag, record.payload + padding)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from daq_ioc import statistics
 from daq_ioc.jls.layout import RAW, Config, RecordingError, Sizes, payload_bytes, record_bytes
-from daq_ioc.joulescope import container
+from daq_ioc.joulescope import container, container_reader
 from daq_ioc.joulescope.container import ContainerError
 
 log = logging.getLogger(__name__)
@@ -409,11 +409,11 @@ class Recording:
         return payload if record.tag == container.COLLECTION_END else None
 
 
-def _open_container(file: BinaryIO) -> container.Reader:
+def _open_container(file: BinaryIO) -> container_reader.Reader:
     file.seek(0)
     if file.read(len(V2_MAGIC)) == V2_MAGIC:
         raise container.NotAContainerError("a JLS version 2 file: read it with the package pyjls")
-    return container.Reader(file)
+    return container_reader.Reader(file)
 
 
 def _block_info(data: bytes) -> tuple[int | None, int | None]:

@@ -29,7 +29,7 @@ from daq_ioc.jls import arrays
 from daq_ioc.jls.layout import FLOAT, FORMAT_VERSION, NONE, RAW, SCALES, Sizes
 from daq_ioc.jls.reduction import reduce_windows
 from daq_ioc.jls.reductions import pack_v2
-from daq_ioc.joulescope import container
+from daq_ioc.joulescope import container, container_writer
 
 __all__ = ["FLOAT", "NONE", "RAW", "Sizes", "Writer"]
 
@@ -82,7 +82,7 @@ class Writer:
         self._pending_range: int | None = None
         self._held = 0
         try:
-            self._container = container.Writer(self._file)
+            self._container = container_writer.Writer(self._file)
             if note is not None:
                 self._container.append(container.USER_JSON, note)
             if calibration is not None:

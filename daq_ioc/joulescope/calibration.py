@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from daq_ioc.joulescope import container
+from daq_ioc.joulescope import container, container_reader, container_writer
 
 PRODUCT = "1.1.1"
 """Product, vendor and subtype of a JS110 calibration."""
@@ -169,7 +169,7 @@ class Calibration:
 
 def _read(data: bytes, keys: Collection[bytes]) -> tuple[bytes, bool]:
     """JSON text of a calibration container, and whether one of ``keys`` signed it."""
-    reader = container.Reader(io.BytesIO(data))
+    reader = container_reader.Reader(io.BytesIO(data))
     if reader.length > len(data):
         raise CalibrationError(f"calibration is cut: {len(data)} of {reader.length} bytes")
     first = reader.record(container.HEADER_SIZE)
@@ -195,7 +195,7 @@ def _encode(
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     stamp = container.timestamp(when.timestamp())
     file = io.BytesIO()
-    writer = container.Writer(file)
+    writer = container_writer.Writer(file)
     writer.append_header(
         container.Header(stamp, (1, 0, 0), 1, 1, 1, serial_number=_serial(serial_number))
     )

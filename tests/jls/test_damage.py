@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from daq_ioc.jls.data_recorder import DataReader
 from daq_ioc.jls.reduction import from_bits
 from daq_ioc.jls.writer import FLOAT, RAW, Sizes, Writer
-from daq_ioc.joulescope import container, words
+from daq_ioc.joulescope import container, container_reader, words
 from daq_ioc.joulescope.calibration import Calibration
 from daq_ioc.statistics import FIELDS
 
@@ -113,7 +113,7 @@ def test_any_cut(data_format: str, cut: int) -> None:
 
 @cache
 def _data_records(data_format: str) -> list[container.Record]:
-    records = container.Reader(io.BytesIO(recording(data_format))).records()
+    records = container_reader.Reader(io.BytesIO(recording(data_format))).records()
     return [r for r in records if r.tag == container.DATA_BINARY]
 
 

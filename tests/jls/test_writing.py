@@ -15,7 +15,7 @@ from daq_ioc.jls import arrays as storage
 from daq_ioc.jls import data_recorder
 from daq_ioc.jls.data_recorder import DataReader, DataRecorder
 from daq_ioc.jls.reductions import unpack_v2
-from daq_ioc.joulescope import container
+from daq_ioc.joulescope import container, container_reader
 from daq_ioc.joulescope.calibration import Calibration
 from daq_ioc.statistics import FIELDS
 from tests.jls import vectors
@@ -36,7 +36,7 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def _records(name: str) -> list[container.Record]:
-    return list(container.Reader(vectors.opened(name)).records())
+    return list(container_reader.Reader(vectors.opened(name)).records())
 
 
 def _recorder(name: str, file: io.BytesIO) -> DataRecorder:
@@ -102,7 +102,7 @@ def test_insert(name: str, chunk: int, sizes: Any) -> None:
         recorder.insert({"time": time, "signals": signals})
     recorder.close(vectors.expected(name)["open"]["footer_user_data"])
 
-    ours = list(container.Reader(file).records())
+    ours = list(container_reader.Reader(file).records())
     theirs = _records(name)
     assert [r.tag for r in ours] == [r.tag for r in theirs]
     last = max(k for k, r in enumerate(theirs) if r.tag == container.DATA_BINARY)

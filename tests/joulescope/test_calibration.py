@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daq_ioc.joulescope import container
+from daq_ioc.joulescope import container, container_reader, container_writer
 from daq_ioc.joulescope.calibration import Calibration, CalibrationError
 
 ARRAYS = ("current_offset", "current_gain", "voltage_offset", "voltage_gain")
@@ -41,7 +41,7 @@ def contents(changes: dict[str, Any]) -> bytes:
 
 
 def packed(*records: tuple[bytes, bytes]) -> bytes:
-    writer = container.Writer(file := io.BytesIO())
+    writer = container_writer.Writer(file := io.BytesIO())
     for tag, payload in records:
         writer.append(tag, payload)
     writer.finalize()
@@ -63,7 +63,7 @@ def test_signature_of_a_known_key(published: dict[str, Any]) -> None:
     data, keys = published["blob_signed"].tobytes(), [published["public_key"].tobytes()]
     assert Calibration.from_bytes(data, keys).signed
     assert not Calibration.from_bytes(published["blob_unsigned"].tobytes(), keys).signed
-    records = container.Reader(io.BytesIO(data)).records(verify=False)
+    records = container_reader.Reader(io.BytesIO(data)).records(verify=False)
     forged = packed(*((r.tag, r.stored.replace(b"0.00067", b"0.00057", 1)) for r in records))
     assert forged != data
     assert not Calibration.from_bytes(forged).signed

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daq_ioc.joulescope import container
-from daq_ioc.joulescope.container import Collection, Header, Reader, Writer
+from daq_ioc.joulescope import container, container_reader
+from daq_ioc.joulescope.container import Collection, Header
+from daq_ioc.joulescope.container_reader import Reader
+from daq_ioc.joulescope.container_writer import Writer
 from tests.jls import vectors
 
 MAGIC = "d3746167666d74200d0a200a20201a1c"
@@ -214,7 +216,7 @@ def test_records_are_verified_in_parts(
     opened: Callable[[Path], BinaryIO], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And no flipped byte escapes, in whichever part it is."""
-    monkeypatch.setattr(container, "_AT_ONCE", 64)
+    monkeypatch.setattr(container_reader, "_AT_ONCE", 64)
     start, length = container.HEADER_SIZE, 250
     path = tmp_path / "file"
     path.write_bytes(data := written((b"ABN", bytes(length))))
