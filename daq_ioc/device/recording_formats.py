@@ -32,7 +32,9 @@ RAW_FORMAT, FLOAT_FORMAT, JLS2_FORMAT = range(3)
 RECORD_RATES: Final = tuple(rate for rate in RATES if rate not in (20, 5))
 """Samples/s; an EPICS enum has 16 choices at most, so 20 and 5 are left out."""
 
-STEP: Final = Sizes().record
+_SIZES: Final = Sizes.for_rate(FULL_RATE)
+
+STEP: Final = _SIZES.record
 """Samples that are written at once, and of which a raw recording's records are."""
 
 _PIECE: Final = REDUCTION
@@ -94,7 +96,7 @@ class RawSink(Sink):
         self._stream = stream = source.stream
         self._voltage_range = stream.voltage_range
         self._writer = Writer(file, calibration=source.calibration, user_data=dict(about))
-        self._writer.start(stream.rate if stream.rate % 1 else int(stream.rate))
+        self._writer.start(FULL_RATE, sizes=_SIZES)
 
     @property
     def bytes(self) -> int:
@@ -175,7 +177,7 @@ class SampledSink(Sink):
 
 
 class FloatSink(SampledSink):
-    """JLS version 1, float. Its records last about 0.2 s at every rate, so no more can be lost."""
+    """JLS version 1, float. Its records last about 0.1 s at every rate, so no more can be lost."""
 
     def __init__(
         self,

@@ -39,13 +39,14 @@ class Sizes:
 
     @classmethod
     def for_rate(cls, sampling_frequency: float) -> Sizes:
-        """Sizes for any rate with the times of the maker's at 2 MSPS: records of about 0.2 s.
+        """Sizes of a recording in progress: at any rate, records of about 0.1 s and blocks of 1 s.
 
-        The maker's constant sizes make a record last 400 s at 1 kSPS, all of it lost in a crash.
-        Below 500 samples/s a reduction keeps 10 samples and records get longer.
+        A record is all that is lost in a crash. The maker's constant sizes make it 0.2 s at 2 MSPS,
+        and 400 s at 1 kSPS. Below 1000 samples/s a reduction keeps 10 samples and records get
+        longer.
         """
         reduction = min(20000, max(10, round(sampling_frequency / 100)))
-        record = reduction * min(20, max(1, round(sampling_frequency * 0.2 / reduction)))
+        record = reduction * min(10, max(1, round(sampling_frequency * 0.1 / reduction)))
         return cls(reduction, record, record * max(5, 100 * reduction // record))
 
 

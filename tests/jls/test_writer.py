@@ -125,10 +125,10 @@ def test_sizes_must_nest(sizes: tuple[int, int, int]) -> None:
 @given(rate=st.floats(0.01, 1e8))
 def test_sizes_for_any_rate(rate: float) -> None:
     sizes = Sizes.for_rate(rate)
-    assert sizes.record / rate <= max(0.25, 10 / rate)
+    assert sizes.record / rate <= max(0.14, 10 / rate)
     assert 10 <= sizes.reduction <= 20000
     assert 4 * sizes.record <= arrays.MAX_BYTES
-    assert Sizes.for_rate(2_000_000) == Sizes()
+    assert Sizes.for_rate(2_000_000) == Sizes(20_000, 200_000, 2_000_000)
 
 
 def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
