@@ -24,8 +24,10 @@ from daq_ioc.samples import MISSING_BITS, MISSING_WORD, SampleBlock
 REDUCTION: Final = 20_000
 """Samples in a reduction: that of a JLS recording, 10 ms at 2 000 000 samples/s."""
 
-_BATCH: Final = 8
-"""Reductions made at once where nobody waits for a window: several cost little more than one."""
+_BATCH: Final = 10
+"""Reductions made at once where nobody waits for a window: several cost little more than one.
+
+The usual windows and the records of a recording are whole batches, and so wait for none."""
 
 _BUFFER_MIN: Final = 4 * _BATCH
 """Reductions in the smallest buffer, several times what comes at once."""
