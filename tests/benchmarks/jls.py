@@ -9,6 +9,10 @@ in every round and for both readers, which are opened anew; "again" are the same
 time: their checksums are verified then, which takes a good part of the first look. The file is
 read once before each round, and rounds take turns in who is first, for on a virtual machine memory
 that was not used for a while can be slow at first. The fastest round counts for each side.
+
+Theirs goes from block to block up to each stretch, from the start of the file if it lies behind the
+last one, and keeps no more than the data record and the reductions it read last. It computes the
+checksum of every record it reads, as ours does at its first use, but only logs a wrong one.
 """
 
 from __future__ import annotations
