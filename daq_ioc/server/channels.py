@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import caproto
 import numpy as np
+import numpy.typing as npt
 from caproto import AccessRights, AlarmSeverity, AlarmStatus, ChannelType, SubscriptionType
 
 from daq_ioc.attributes import Attribute, Kind, Reading, Value
@@ -236,6 +237,14 @@ def as_text(value: float, precision: int) -> str:
     return f"{value:.{min(precision, 3) if abs(value) > 1e7 else precision}f}"
 
 
+def as_texts(values: float | npt.NDArray[np.float64], precision: int) -> list[bytes]:
+    """`as_text` of one or many; of many that are written alike all at once, for its speed."""
+    numbers: list[float] = np.atleast_1d(values).tolist()
+    if precision > 8 and len(numbers) > 1:
+        return (b"%%.%de " % min(precision, 17) * len(numbers) % tuple(numbers)).split()
+    return [as_text(number, precision).encode() for number in numbers]
+
+
 class DoubleChannel(Channel, caproto.ChannelDouble):  # type: ignore[misc]
     """A double, or an array of doubles.
 
@@ -246,18 +255,16 @@ class DoubleChannel(Channel, caproto.ChannelDouble):  # type: ignore[misc]
     _texts: tuple[Any, list[bytes]] = (None, [])
     """The last value that somebody wanted as text, and its texts."""
 
-    async def _read(self, data_type: Any) -> Any:
+    async def _converted(self, data_type: Any) -> Any:
         """What clients get.
 
         Traps: as text caproto sends all digits, not those of ``.PREC``; and for a long array it
         takes so long to make text of it that one client who asks for that delays all others.
         """
         if data_type not in _TEXTS:
-            return await super()._read(data_type)
+            return await super()._converted(data_type)
         if self._texts[0] is not self.value:
-            precision = self.row.attribute.precision
-            numbers = np.atleast_1d(self.value).tolist()
-            self._texts = self.value, [as_text(number, precision).encode() for number in numbers]
+            self._texts = self.value, as_texts(self.value, self.row.attribute.precision)
         metadata: Any = b""
         if data_type is not ChannelType.STRING:
             metadata = caproto.DBR_TYPES[data_type]()

@@ -42,11 +42,12 @@ UNIX_TIME_OF_EPICS_EPOCH = 631_152_000
 COMMANDS = 128
 """Commands that may wait to be processed; until they are, no more is read from the client."""
 
-CHANNELS = 20_000
-"""Channels. Beyond 65 536 caproto looks for an unused number for ever."""
+CHANNELS = 10_000
+"""Channels. Beyond 65 536 caproto looks for an unused number for ever; and with every 10 000 the
+garbage collector stops everything for some 100 ms now and then."""
 
-SUBSCRIBED = 1 << 25
-"""Bytes of one update of all its subscriptions, each of which counts as at least 1 KiB."""
+SUBSCRIBED = 1 << 24
+"""Bytes of one update of all its subscriptions, each of which counts as at least 2 KiB."""
 
 MESSAGE = 1 << 16
 """Bytes of the longest message, unless there are PVs that need more."""
@@ -78,15 +79,21 @@ class Data(caproto.ChannelData):  # type: ignore[misc]
     async def _read(self, data_type: Any) -> Any:
         """Metadata and values of a type; values are None where they cannot be had as that type.
 
-        Trap: caproto raises an error. A client that subscribes to a text as a number, or to a type
+        Traps: caproto raises an error. A client that subscribes to a text as a number, or to a type
         that is for puts only, thereby stops the updates of that PV to all clients, for as long as
-        it stays.
+        it stays. And it puts a time before text with limits, which clients take for the text.
         """
+        if data_type == caproto.ChannelType.CTRL_STRING:
+            data_type = caproto.ChannelType.STS_STRING
         try:
-            return await super()._read(data_type)
+            return await self._converted(data_type)
         except Exception as error:  # noqa: BLE001 - the client chose the type
             log.debug("as %s: %s", data_type.name, error)
             return b"", None
+
+    async def _converted(self, data_type: Any) -> Any:
+        """Metadata and values of a type; may raise any error."""
+        return await super()._read(data_type)
 
     async def read(self, data_type: Any) -> Any:
         """What a client gets that asks once, for which an error is the answer."""
@@ -223,10 +230,13 @@ class Circuit(caproto_server.VirtualCircuit):  # type: ignore[misc]
     async def _command_queue_iteration(self, command: Any) -> Any:
         """Answer a client, unless it asks for what cannot be had.
 
-        Traps: caproto lets nobody else have a turn while there are commands; and see `_unwilling`
-        and `_can_be_had`.
+        Traps: caproto lets nobody else have a turn while there are commands; a client can change
+        who it is when it has been told what it may do; and see `_unwilling` and `_can_be_had`.
         """
         await asyncio.sleep(0)
+        if isinstance(command, _WHO) and self.circuit.channels:
+            reason = "a client says who it is before it has channels"
+            return [caproto.ErrorResponse(command, 0, caproto.CAStatus.ECA_INTERNAL, reason)]
         if isinstance(command, caproto.CreateChanRequest):
             if not self._can_be_had(command.name):
                 command = caproto.CreateChanRequest("", command.cid, command.version)
@@ -270,7 +280,7 @@ class Circuit(caproto_server.VirtualCircuit):  # type: ignore[misc]
             return caproto.CAStatus.ECA_BADMONID, "another subscription has this number"
         entry = self.context[self.circuit.channels_sid[command.sid].name]
         size *= min(count, entry.max_length) or entry.max_length
-        self._sizes[command.subscriptionid] = max(size, 1024)
+        self._sizes[command.subscriptionid] = max(size, 2048)
         if sum(self._sizes.values()) > SUBSCRIBED:
             del self._sizes[command.subscriptionid]
             return caproto.CAStatus.ECA_ALLOCMEM, "too many subscriptions, or to too much"
@@ -314,6 +324,7 @@ class Circuit(caproto_server.VirtualCircuit):  # type: ignore[misc]
                     asked.pop(number, None)
 
 
+_WHO = (caproto.ClientNameRequest, caproto.HostNameRequest)
 _WITH_DATA = (caproto.EventAddRequest, caproto.WriteRequest, caproto.WriteNotifyRequest)
 
 

@@ -93,6 +93,7 @@ class Circuit(corrections.Circuit):
                 self._sending, self._waiting = self._waiting, {}
                 for batch in self._batches():
                     await self._send_buffers(*batch)
+                    await asyncio.sleep(0)  # others have a turn
         except (OSError, caproto.CaprotoNetworkError):
             await self._on_disconnect()
             self.circuit.disconnect()
@@ -199,9 +200,13 @@ def _encoded(sub: Any, metadata: Any, values: Any) -> Update:
 def _whole(sub: Any, metadata: Any, values: Any) -> Update:
     """An update of as many elements as are asked for; 0 are all there are."""
     count = min(sub.data_count, _most(sub)) or len(values)
+    if count != len(values):
+        values = _sized(values, count)
+    if count > 1 and isinstance(values, list):  # text; caproto is slow at packing it
+        values = np.array(values, f"S{caproto.MAX_STRING_SIZE}").tobytes()
     return Update.of(
         sub.channel.subscribe(
-            data=values if count == len(values) else _sized(values, count),
+            data=values,
             metadata=metadata,
             data_type=sub.data_type,
             data_count=count,

@@ -22,6 +22,7 @@ from caproto.asyncio import server as caproto_server
 
 from daq_ioc.errors import UserError
 from daq_ioc.server import corrections, delivery
+from tests.faults.ca import READ_NOTIFY, Client, message
 from tests.server.conftest import ServerThread, until
 from tests.server.stub import StubDevice
 
@@ -228,6 +229,26 @@ def test_a_subscription_to_what_cannot_be_had_keeps_no_update_from_others(
             for _ in range(2):
                 seen.append(good.read_until(caproto.EventAddResponse).data[0])  # noqa: PERF401
         assert (seen == [2.0, b"later"]) == mended
+
+
+@pytest.mark.parametrize("mended", [True, False], ids=["corrected", "caproto"])
+@pytest.mark.parametrize("name", ["CURRENT", "STATE", "TIME_TEXT", "CURRENT.DESC"])
+def test_text_is_where_clients_look_for_it(
+    serve: Any, device: StubDevice, epics: int, monkeypatch: pytest.MonkeyPatch, mended: bool,
+    name: str,
+) -> None:  # fmt: skip
+    if not mended:
+        monkeypatch.delattr(corrections.Data, "_read")
+    serve(delivery.Context)
+    device.show(CURRENT=1.0, STATE=1, TIME_TEXT="now")
+    with Client(epics, "T:") as client:
+        sid = client.channel(name).sid
+        client.socket.sendall(message(READ_NOTIFY, caproto.ChannelType.CTRL_STRING, 1, sid, 1))
+        command, *_, payload = client.receive()
+        assert command == READ_NOTIFY
+        # Status and severity, then the text: dbr_ctrl_string of EPICS base.
+        texts = {"CURRENT": b"1.0000000", "STATE": b"Connecting", "TIME_TEXT": b"now"}
+        assert payload[4:].startswith(texts.get(name, b"mean current")) == mended
 
 
 @EITHER

@@ -159,7 +159,7 @@ def test_a_client_can_subscribe_only_to_so_much(
         client.send(trace.subscribe(data_type=6, mask=1))
         refused = client.read_until(caproto.ErrorResponse)
         assert refused.status.name == "ECA_ALLOCMEM"
-        client.send(*(current.subscribe(data_type=6, mask=1) for _ in range(30)))
+        client.send(*(current.subscribe(data_type=6, mask=1) for _ in range(15)))
         client.read_until(caproto.ErrorResponse)
         client.send(trace.unsubscribe(first.subscriptionid))
         client.read_until(caproto.EventAddResponse, lambda each: each.payload_size == 0)
@@ -520,6 +520,25 @@ def test_rights_are_those_of_where_a_client_really_is(
         with raw_client(epics) as client:
             channel = client.channel("T:dt")
             assert (caproto.AccessRights.WRITE in channel.access_rights) == mended
+    finally:
+        server.stop()
+
+
+@EITHER
+def test_a_client_cannot_become_another_once_it_has_channels(
+    epics: int, device: StubDevice, context: Any, mended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daq_ioc.server.ioc.Context", context)
+    rules = [Rule(write=("setting",), users=("operator",))]
+    server = ServerThread(Publication("T:", device, access=Access(rules)))
+    try:
+        with raw_client(epics) as client:
+            channel = client.channel("T:dt")
+            assert caproto.AccessRights.WRITE not in channel.access_rights
+            client.send(caproto.ClientNameRequest("operator"), channel.write([0.5], notify=True))
+            time.sleep(0.2)
+            client.channel("T:CURRENT")  # still answered
+        assert (device.puts == []) == mended
     finally:
         server.stop()
 
