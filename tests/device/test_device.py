@@ -46,7 +46,7 @@ class Bench:
             time.sleep(0.01)
 
     def wait_state(self, state: State) -> None:
-        self.wait(lambda: self.device.state is state)
+        self.wait(lambda: self.value("STATE") == state)  # with what is published beside it
 
     def wait_readings(self) -> None:
         count = len(self.windows())
