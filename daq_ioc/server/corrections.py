@@ -55,6 +55,9 @@ MESSAGE = 1 << 16
 DATAGRAM = 1472
 """Bytes of the longest request for names: what an Ethernet frame holds. Clients send less."""
 
+LINES = 1000
+"""Lines a minute in the log of each thing that clients can do."""
+
 HANDLES = 200
 """Open files that are kept from clients: for devices, recordings and the server itself."""
 
@@ -435,9 +438,29 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__} {error}".splitlines()[0]
 
 
+class Bounded(logging.Filter):
+    """Lets through only so many lines a minute, so that no client fills the disk with them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._minute = self._lines = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        minute = int(record.created // 60)
+        self._lines = self._lines + 1 if minute == self._minute else 1
+        self._minute = minute
+        if self._lines == LINES:
+            record.msg, record.args = "%s; more in this minute is left out", (record.getMessage(),)
+        return self._lines <= LINES
+
+
 def quieten() -> None:
-    """Apply `OneLine` to caproto's loggers; doing so twice changes nothing."""
-    for name in ("caproto.circ", "caproto.ctx", "caproto.bcast"):
-        logger = logging.getLogger(name)
-        if not any(isinstance(each, OneLine) for each in logger.filters):
-            logger.addFilter(OneLine())
+    """Apply `OneLine` to caproto's loggers, and `Bounded` to all that tell what clients do.
+
+    Doing so twice changes nothing.
+    """
+    caprotos = ("caproto.circ", "caproto.ctx", "caproto.bcast")
+    for kind, names in ((OneLine, caprotos), (Bounded, (*caprotos, "daq_ioc.server.channels"))):
+        for logger in map(logging.getLogger, names):
+            if not any(isinstance(each, kind) for each in logger.filters):
+                logger.addFilter(kind())

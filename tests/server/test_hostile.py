@@ -22,7 +22,7 @@ import pytest
 
 from daq_ioc.server import corrections, delivery
 from daq_ioc.server.access import Access, Rule
-from daq_ioc.server.corrections import OneLine
+from daq_ioc.server.corrections import Bounded, OneLine
 from daq_ioc.server.ioc import Publication
 from tests.faults import ca
 from tests.server.conftest import ServerThread, until
@@ -572,6 +572,30 @@ def test_a_client_that_goes_while_it_is_sent_updates_leaves_nothing(
             assert (circuit not in server.context.circuits) == mended
 
 
+@EITHER
+def test_updates_that_are_the_first_to_find_the_client_gone_take_all_down(
+    serve: Any, device: StubDevice, epics: int, context: Any, mended: bool,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(caproto, "MAX_COMMAND_BACKLOG", 100)
+    server = serve(context)
+    with raw_client(epics) as client:
+        channel = client.channel("T:CURRENT")
+        client.send(channel.subscribe(data_type=6, mask=1))
+        client.read_until(caproto.EventAddResponse)
+        with not_reading(server) as circuit:
+            device.show(CURRENT=1.0)
+            time.sleep(0.1)
+            reads = (ca.message(ca.READ_NOTIFY, 6, 0, channel.sid, k) for k in range(1000))
+            client.socket.sendall(b"".join(reads))  # so that it does not wait for the end of them
+            until(lambda: circuit.command_queue.full(), "the queue to be full")
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.socket.close()
+    time.sleep(0.3)
+    gone = not circuit.tasks.tasks and not server.context.circuits
+    assert (gone and nobody_took(caplog) == []) == mended
+
+
 @pytest.mark.parametrize("mended", [True, False], ids=["corrected", "caproto"])
 def test_the_log_has_a_line_for_what_clients_do_wrong_and_no_traceback(
     serve: Any, device: StubDevice, epics: int, mended: bool, monkeypatch: pytest.MonkeyPatch,
@@ -596,9 +620,26 @@ def test_the_log_has_a_line_for_what_clients_do_wrong_and_no_traceback(
     finally:
         for logger in loggers:
             logger.removeHandler(shown)
-    assert [len(each.filters) for each in loggers] == ([1] * 3 if mended else [0] * 3)
-    assert not mended or all(isinstance(each.filters[0], OneLine) for each in loggers)
+    kinds = [[type(each) for each in logger.filters] for logger in loggers]
+    assert kinds == ([[OneLine, Bounded]] * 3 if mended else [[]] * 3)
     told = capfd.readouterr().err
     assert ("Traceback" not in told) == mended
     assert ("Invalid write request" not in told) == mended  # told by us, with who and why
     assert told.count("not to be had as DOUBLE") == 1 if mended else True
+
+
+def test_the_log_does_not_grow_with_every_put(
+    serve: Any, device: StubDevice, epics: int, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(corrections, "LINES", 20)
+    monkeypatch.setattr(logging.getLogger("daq_ioc.server.channels"), "filters", [])
+    serve(delivery.Context)
+    with raw_client(epics) as client:
+        channel = client.channel("T:dt")
+        for _ in range(100):
+            client.send(channel.write([99.0], notify=True))
+            client.read_until(caproto.ErrorResponse)
+    told = [each.getMessage() for each in caplog.records if "refused T:dt" in each.getMessage()]
+    assert 20 <= len(told) <= 40  # a new minute may have begun
+    assert told[19].endswith("not 99; more in this minute is left out")
