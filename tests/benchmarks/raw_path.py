@@ -27,7 +27,7 @@ from daq_ioc.samples import SampleBlock
 
 TRANSFERS = (256, 1280)
 SECONDS = 2
-ROUNDS = 5
+ROUNDS = 15
 CALIBRATION = Calibration.make(
     [-2806.7, -2822.7, -2820.9, -2822.6, -2820.5, -2820.6, -2818.7],
     [6.829e-4, 1.638e-4, 1.463e-5, 1.494e-6, 1.497e-7, 1.498e-8, 1.498e-9],
