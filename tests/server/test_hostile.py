@@ -27,7 +27,7 @@ from daq_ioc.server.ioc import Publication
 from tests.faults import ca
 from tests.server.conftest import ServerThread, until
 from tests.server.stub import StubDevice
-from tests.server.test_corrections import EITHER, RawClient, raw_client
+from tests.server.test_corrections import EITHER, raw_client
 
 NO_ANSWER = 0.3
 """Seconds after which no answer is to be expected any more."""
@@ -60,12 +60,17 @@ def not_reading(server: ServerThread) -> Iterator[Any]:
         in_loop(server, lock.release)
 
 
-def answer(client: RawClient, kind: type, seconds: float = NO_ANSWER) -> Any:
-    """The next answer of a kind; None if there is none."""
-    client.socket.settimeout(seconds)
-    with suppress(TimeoutError):
-        return client.read_until(kind)
-    return None
+def patience(expected: bool) -> float:
+    """Seconds to wait for something: as long as a slow machine may need if it is expected."""
+    return 10.0 if expected else NO_ANSWER
+
+
+def happens(event: Callable[[], object], expected: bool) -> bool:
+    """Whether something comes about."""
+    end = time.monotonic() + patience(expected)
+    while not (came := bool(event())) and time.monotonic() < end:
+        time.sleep(0.01)
+    return came
 
 
 def nobody_took(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -91,7 +96,7 @@ def test_a_channel_whose_filter_is_wrong_is_refused(
     serve(context)
     with raw_client(epics) as client:
         client.socket.sendall(ca.message(ca.CREATE_CHAN, p1=77, p2=13, payload=ca.text(name)))
-        client.socket.settimeout(NO_ANSWER)
+        client.socket.settimeout(patience(mended))
         heard = b""
         with suppress(TimeoutError):
             while struct.pack(">HHHHI", ca.CREATE_CH_FAIL, 0, 0, 0, 77) not in heard:
@@ -111,8 +116,9 @@ def test_filters_on_states_that_there_are_not_leave_nothing(
             client.read_until((caproto.CreateChanResponse, caproto.CreateChFailResponse))  # type: ignore[arg-type]
             if made.sid is not None:
                 client.send(made.subscribe(mask=1))
-        time.sleep(0.1)
-    until(lambda: not server.context.circuits, "the client to be gone")
+        client.channel("T:VOLTAGE")  # all that came before it is done
+    if mended:  # caproto keeps some clients for ever
+        until(lambda: not server.context.circuits, "the client to be gone")
     channel = server.context["T:CURRENT"]
     assert (len(channel._queues[server.context.subscription_queue]) <= 1) == mended
 
@@ -126,7 +132,8 @@ def test_names_that_there_are_not_leave_nothing(
         for number in range(5):
             client.send(caproto.ClientChannel(f"T:NO{number}", client.circuit).create())
             client.read_until(caproto.CreateChFailResponse)
-        assert (len(the_circuit(server).circuit.channels) == 0) == mended
+        circuit = the_circuit(server).circuit
+        assert happens(lambda: not circuit.channels, mended) == mended
 
 
 def test_a_client_can_have_only_so_many_channels(
@@ -198,8 +205,8 @@ def test_masks_and_filters_leave_nothing(
             client.send(channel.unsubscribe(added.subscriptionid))
             client.read_until(caproto.EventAddResponse, lambda each: each.payload_size == 0)
         circuit = the_circuit(server)
-        kept = len(server.context.subscriptions) + len(circuit.subscriptions)
-        assert (kept == 0) == mended
+        kept = server.context.subscriptions, circuit.subscriptions
+        assert happens(lambda: not any(kept), mended) == mended
 
 
 @EITHER
@@ -212,8 +219,7 @@ def test_dead_bands_of_clients_that_are_gone_leave_nothing(
         client.send(channel.subscribe(mask=1))
         client.read_until(caproto.EventAddResponse)
         assert server.context.last_dead_band
-    until(lambda: not server.context.circuits, "the client to be gone")
-    assert (len(server.context.last_dead_band) == 0) == mended
+    assert happens(lambda: not server.context.last_dead_band, mended) == mended
 
 
 @EITHER
@@ -228,8 +234,8 @@ def test_a_channel_that_the_server_closes_takes_its_subscriptions_along(
         client.socket.sendall(ca.message(2, 6, 0, channel.sid, 99))  # cancels what there is not
         client.read_until(caproto.ServerDisconnResponse)
         circuit = the_circuit(server)
-        kept = len(circuit.circuit.event_add_commands) + len(server.context.subscriptions)
-        assert (kept == 0) == mended
+        kept = circuit.circuit.event_add_commands, server.context.subscriptions
+        assert happens(lambda: not any(kept), mended) == mended
 
 
 @EITHER
@@ -244,10 +250,11 @@ def test_clearing_channels_leaves_nothing(
             client.read_until(caproto.EventAddResponse)
             client.send(channel.clear())
             client.read_until(caproto.ClearChannelResponse)
-        assert (len(the_circuit(server).circuit.event_add_commands) == 0) == mended
+        kept = the_circuit(server).circuit.event_add_commands
+        assert happens(lambda: not kept, mended) == mended
 
 
-MANY = 2500
+MANY = 500
 
 
 @pytest.mark.parametrize("mended", [True, False], ids=["corrected", "caproto"])
@@ -256,6 +263,14 @@ def test_leaving_with_many_subscriptions_stops_nobody(
 ) -> None:
     if not mended:
         monkeypatch.setattr(corrections, "_Subscriptions", deque)
+    compared = 0
+
+    def equal(self: object, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return self is other
+
+    monkeypatch.setattr(delivery.Circuit, "__eq__", equal)
     server = serve(delivery.Context)
     with raw_client(epics) as first, raw_client(epics) as second:
         for client in (first, second):
@@ -271,14 +286,9 @@ def test_leaving_with_many_subscriptions_stops_nobody(
             for each in server.context.circuits
             if each.circuit.address == second.socket.getsockname()
         )
-
-        async def leave() -> float:
-            began = time.monotonic()
-            await circuit._on_disconnect()
-            return time.monotonic() - began
-
-        took = asyncio.run_coroutine_threadsafe(leave(), server.loop).result(30)
-        assert (took < 0.1) == mended
+        compared = 0
+        asyncio.run_coroutine_threadsafe(circuit._on_disconnect(), server.loop).result(30)
+        assert (compared < 10 * MANY) == mended
 
 
 # ---- requests that fail
@@ -300,10 +310,14 @@ def test_requests_that_fail_leave_nothing(
         for number in range(3):
             no_type = ca.message(ca.EVENT_ADD, 77, 0, setting.sid, number, bytes(16))
             client.socket.sendall(no_type)
-        time.sleep(0.2)
-        circuits = [each.circuit for each in server.context.circuits]  # caproto hangs up
-        kept = sum(len(each._ioids) + len(each.event_add_commands) for each in circuits)
-        assert (kept == 0) == mended
+
+        def kept() -> int:
+            circuits = [each.circuit for each in server.context.circuits]
+            return sum(len(each._ioids) + len(each.event_add_commands) for each in circuits)
+
+        if mended:
+            client.channel("T:CURRENT")  # all that came before it is done; caproto hangs up
+        assert happens(lambda: kept() == 0, mended) == mended
 
 
 @EITHER
@@ -317,9 +331,9 @@ def test_a_put_whose_channel_is_closed_meanwhile_is_no_error(
         for name in ("T:dt", "T:FRAGILE"):  # one is accepted, the other fails
             channel = client.channel(name)
             client.send(channel.write([0.5], notify=True), channel.clear())
-        time.sleep(0.5)
+        until(lambda: device.puts, "the put")
         client.channel("T:CURRENT")  # still answered
-    assert (nobody_took(caplog) == []) == mended
+        assert happens(lambda: nobody_took(caplog), not mended) == (not mended)
 
 
 @EITHER
@@ -332,9 +346,9 @@ def test_two_puts_of_one_number_are_no_error(
     with raw_client(epics) as client:
         channel = client.channel("T:dt")
         client.send(*(channel.write([0.5], notify=True, ioid=7) for _ in range(2)))
-        time.sleep(0.5)
+        until(lambda: len(device.puts) == 2, "both puts")
         client.channel("T:CURRENT")
-    assert (nobody_took(caplog) == []) == mended
+        assert happens(lambda: nobody_took(caplog), not mended) == (not mended)
 
 
 @EITHER
@@ -345,12 +359,9 @@ def test_a_put_does_not_have_more_strings_made_than_were_sent(
     with raw_client(epics) as client:
         channel = client.channel("T:NOTE")
         head = struct.pack(">HHHHIIII", 19, 0xFFFF, 0, 0, channel.sid, 1, 8, 1_000_000)
-        began = time.monotonic()
         client.socket.sendall(head + b"hello\0\0\0")
         refused = client.read_until(caproto.ErrorResponse)
-        took = time.monotonic() - began
         assert (refused.status.name == "ECA_BADCOUNT") == mended
-        assert (took < 0.4) == mended
         assert not device.puts
 
 
@@ -373,10 +384,7 @@ def test_a_client_that_goes_while_it_is_waited_for_leaves_nothing(
             assert (circuit.command_queue.qsize() == corrections.COMMANDS) == mended
             client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             client.socket.close()
-    end = time.monotonic() + 1
-    while server.context.server_tasks.tasks and time.monotonic() < end:
-        time.sleep(0.01)
-    assert (server.context.server_tasks.tasks == []) == mended
+    assert happens(lambda: not server.context.server_tasks.tasks, mended) == mended
     if mended:
         assert not circuit.tasks.tasks
         assert not server.context.circuits
@@ -393,9 +401,8 @@ def test_a_message_without_end_is_not_kept(
         head = struct.pack(">HHHHIIII", 4, 0xFFFF, 4, 0, channel.sid, 1, 1 << 31, 1 << 31)
         with suppress(OSError):
             client.socket.sendall(head + bytes(1_000_000))
-        time.sleep(0.3)
-        assert (circuit not in server.context.circuits) == mended
-        assert (len(circuit.circuit._data) < 500_000) == mended
+        assert happens(lambda: len(circuit.circuit._data) > 500_000, not mended) == (not mended)
+        assert happens(lambda: circuit not in server.context.circuits, mended) == mended
         if mended:
             until(lambda: not circuit.tasks.tasks, "its tasks to be gone")
 
@@ -447,9 +454,11 @@ def test_a_request_for_thousands_of_names_is_ignored(
         udp.connect(("127.0.0.1", epics))
         name = struct.pack(">HHHHII", 6, 4, 5, 13, 1, 1) + b"T:dt"
         udp.send(ca.message(0, 0, 13) + name * 3000)
-        time.sleep(0.5)
-        (after,) = server.context.udp_socks.values()  # another where an answer was too long
-        assert (after is before) == mended
+        # Another where an answer was too long.
+        another = happens(lambda: before not in server.context.udp_socks.values(), not mended)
+        assert another == (not mended)
+        if not mended:
+            return
         udp.send(ca.search("T:CURRENT", 9))
         assert struct.pack(">I", 9) in udp.recv(4096)
         udp.send(ca.message(0, 0, 13) + name * 60)  # as many as a frame holds
@@ -501,12 +510,12 @@ def test_a_client_that_breaks_the_protocol_is_hung_up_on(
         client.channel("T:CURRENT")
         circuit = the_circuit(server)
         client.socket.sendall(ca.message(0, 50, 13))  # another priority than at first
-        client.socket.settimeout(NO_ANSWER)
+        client.socket.settimeout(patience(mended))
         ended = False
         with suppress(TimeoutError):
             ended = client.socket.recv(100) == b""
         assert ended == mended
-        assert (circuit not in server.context.circuits) == mended
+        assert happens(lambda: circuit not in server.context.circuits, mended) == mended
 
 
 @EITHER
@@ -536,9 +545,8 @@ def test_a_client_cannot_become_another_once_it_has_channels(
             channel = client.channel("T:dt")
             assert caproto.AccessRights.WRITE not in channel.access_rights
             client.send(caproto.ClientNameRequest("operator"), channel.write([0.5], notify=True))
-            time.sleep(0.2)
             client.channel("T:CURRENT")  # still answered
-        assert (device.puts == []) == mended
+            assert happens(lambda: device.puts, not mended) == (not mended)
     finally:
         server.stop()
 
@@ -552,8 +560,7 @@ def test_what_is_not_channel_access_leaves_no_task(
         circuit = the_circuit(server)
         client.socket.sendall(ca.message(999))
         until(lambda: circuit not in server.context.circuits, "the server to hang up")
-        time.sleep(0.1)
-        assert (circuit.tasks.tasks == []) == mended
+        assert happens(lambda: not circuit.tasks.tasks, mended) == mended
 
 
 @EITHER
@@ -568,8 +575,7 @@ def test_a_client_that_goes_while_it_is_sent_updates_leaves_nothing(
             device.show(CURRENT=1.0)
             time.sleep(0.1)  # caproto waits for more to come
             client.socket.close()
-            time.sleep(0.2)
-            assert (circuit not in server.context.circuits) == mended
+            assert happens(lambda: circuit not in server.context.circuits, mended) == mended
 
 
 @EITHER
@@ -591,9 +597,11 @@ def test_updates_that_are_the_first_to_find_the_client_gone_take_all_down(
             until(lambda: circuit.command_queue.full(), "the queue to be full")
             client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             client.socket.close()
-    time.sleep(0.3)
-    gone = not circuit.tasks.tasks and not server.context.circuits
-    assert (gone and nobody_took(caplog) == []) == mended
+
+    def gone() -> bool:
+        return not circuit.tasks.tasks and not server.context.circuits
+
+    assert (happens(gone, mended) and nobody_took(caplog) == []) == mended
 
 
 @pytest.mark.parametrize("mended", [True, False], ids=["corrected", "caproto"])
