@@ -24,6 +24,9 @@ from tests.faults.conftest import Figure
 P99_MAX = 1.0
 """s: far beyond what an undisturbed computer needs, since tests share theirs."""
 
+KERNEL_QUEUE = 200
+"""ms: what really waits for an IOC that its clients keep busy."""
+
 MEMORY_MAX = 100.0
 """MB that the IOC may grow while it is attacked."""
 
@@ -86,7 +89,7 @@ def good_client(running: Bench, figure: Figure, what: Callable[[], str]) -> Iter
 
 def test_connections_in_a_flood(bench: Callable[..., Bench], long: bool, figure: Figure) -> None:
     """200 a second; each connects to a PV, and every other one goes without a word."""
-    running = bench()
+    running = bench(queue_ms=KERNEL_QUEUE)
     seconds = 60 if long else 5
     made = 0
     began = time.monotonic()
@@ -112,7 +115,7 @@ def test_connections_in_a_flood(bench: Callable[..., Bench], long: bool, figure:
 
 def test_clients_that_do_not_read(bench: Callable[..., Bench], long: bool, figure: Figure) -> None:
     """They subscribe to all there is, waveforms too, and never read again."""
-    running = bench()
+    running = bench(queue_ms=KERNEL_QUEUE)
     seconds = 60 if long else 6
     names = ["CURRENT", "STATS", "TIME", "CURRENT_TRACE", "VOLTAGE_TRACE", "POWER_TRACE"]
     with (
@@ -133,7 +136,7 @@ def test_requests_whose_answers_nobody_reads(
     bench: Callable[..., Bench], long: bool, figure: Figure
 ) -> None:
     """Reads of a waveform, one after the other without waiting: answers must not pile up."""
-    running = bench()
+    running = bench(queue_ms=KERNEL_QUEUE)
     asked = 0
     with (
         good_client(running, figure, lambda: f"{asked} waveforms asked for and not read"),
@@ -150,7 +153,7 @@ def test_requests_whose_answers_nobody_reads(
 
 def test_connections_half_open(bench: Callable[..., Bench], long: bool, figure: Figure) -> None:
     """They connect and say nothing, or half a message."""
-    running = bench()
+    running = bench(queue_ms=KERNEL_QUEUE)
     count = 500 if long else 200
     with (
         good_client(running, figure, lambda: f"{count} half-open connections"),
@@ -165,7 +168,7 @@ def test_connections_half_open(bench: Callable[..., Bench], long: bool, figure: 
 
 def test_searches_for_others(bench: Callable[..., Bench], long: bool, figure: Figure) -> None:
     """1000 a second for names that are not ours: none is answered."""
-    running = bench()
+    running = bench(queue_ms=KERNEL_QUEUE)
     seconds = 60 if long else 5
     sent = 0
     with (
@@ -244,7 +247,7 @@ def _babble_tcp(running: Bench, rng: random.Random, count: int) -> int:
 @pytest.mark.parametrize("seeded", [True, False], ids=["fixed seed", "random seed"])
 def test_babble(bench: Callable[..., Bench], long: bool, figure: Figure, seeded: bool) -> None:
     """Random and malformed messages on TCP and UDP. Settings stay what they were or are valid."""
-    running = bench()
+    running = bench(queue_ms=KERNEL_QUEUE)
     seed = 20 if seeded else secrets.randbits(32)
     rng = random.Random(seed)
     count = 100_000 if long else 30_000
@@ -289,7 +292,7 @@ def test_puts_of_every_kind_of_rubbish(
     bench: Callable[..., Bench], long: bool, figure: Figure
 ) -> None:
     """Every writable PV gets numbers that are none, every byte, and far too much of everything."""
-    running = bench()
+    running = bench(queue_ms=KERNEL_QUEUE)
     client = running.streaming()
     everything = bytes(range(1, 256)) + b"\0"
     count = refused = 0

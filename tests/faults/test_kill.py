@@ -21,8 +21,7 @@ def test_killed_while_recording(tmp_path: Path, long: bool, figure: Figure) -> N
     for k in range(50 if long else 5):
         place = tmp_path / str(k)
         place.mkdir()
-        # Computers that run tests stand still at times; no loss but that of the kill shall be seen.
-        with Bench.running(place, emulator="queue_ms=2000") as bench:
+        with Bench.running(place) as bench:
             client = bench.streaming()
             assert client.put("RECORD_START", 1)
             path = Path(client.get("RECORD_FILE"))

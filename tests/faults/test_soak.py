@@ -38,8 +38,7 @@ def _subscriber(running: Bench, stop: threading.Event, updates: list[int]) -> No
 def test_soak(bench: Callable[..., Bench], long: bool, figure: Figure) -> None:
     """Frames are lost at known places; charge and recording are those of all other samples."""
     seconds, period = (1800, 60) if long else (36, 9)
-    # Computers that run tests stand still at times; only losses that are meant shall be seen.
-    running = bench(emulator="queue_ms=2000", options='current_ranging = "off"')
+    running = bench(options='current_ranging = "off"')
     client = running.streaming()
     assert client.put("RECORD_START", 1)
     path = Path(client.get("RECORD_FILE"))
