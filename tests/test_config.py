@@ -234,7 +234,7 @@ def test_options_of_the_command_come_before_the_file_and_are_named_in_problems(p
         configuration.load(path, overrides)
 
 
-@pytest.mark.parametrize("name", ["demo", "js110"])
+@pytest.mark.parametrize("name", ["demo", "js110", "simple_daq"])
 def test_our_own_configurations_are_good(name: str) -> None:
     path = Path(__file__).parents[1] / "ioc_configs" / f"{name}.toml"
     config = configuration.load(path)
