@@ -360,7 +360,10 @@ class Device:
 
     def _disconnect(self, state: State, message: str, recording_ends: str) -> None:
         """Close the driver, account for its last samples, and say that nothing is valid now."""
-        self.driver.close()
+        try:
+            self.driver.close()
+        except Exception:  # an instrument's nonsense must not end the IOC
+            log.exception("%s cannot be closed", self.name)
         if self._connected:
             self._connected = False
             for readings in self._acquisition.end():
@@ -372,11 +375,17 @@ class Device:
 
     def _keep_house(self) -> None:
         """What has to be asked for now and then, away from the thread that reads samples."""
+        told = ""
         while not self._stopping.wait(_HOUSEKEEPING):
-            if self._state is State.STREAMING:
-                with contextlib.suppress(DriverError):  # the reading thread meets it too
-                    self.driver.poll()
-            self._show_recorder()
+            try:
+                if self._state is State.STREAMING:
+                    with contextlib.suppress(DriverError):  # the reading thread meets it too
+                        self.driver.poll()
+                self._show_recorder()
+            except Exception as error:  # an instrument's nonsense must not end the IOC
+                if told != repr(error):
+                    log.exception("%s: housekeeping failed", self.name)
+                told = repr(error)
 
     # ---- readings
 

@@ -5,6 +5,7 @@ Served like a device, so that the server needs nothing for it.
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import resource
@@ -20,6 +21,8 @@ import psutil
 from daq_ioc.attributes import Attribute, Kind, Reading, Value
 from daq_ioc.errors import UserError
 from daq_ioc.server.alarms import Limits
+
+log = logging.getLogger(__name__)
 
 PERIOD: Final = 1.0
 """s between two heartbeats."""
@@ -114,9 +117,16 @@ class Health:
             self._thread.join()
 
     def _run(self) -> None:
+        told = False
         while not self._stopping.wait(PERIOD):
             self._beats += 1
-            self._show(self._moment())
+            try:
+                self._show(self._moment())
+                told = False
+            except OSError as error:  # no file can be opened, not even those that tell of it
+                if not told:
+                    log.warning("the IOC's health cannot be told: %s", error.strerror)
+                told = True
 
     def _show(self, values: Mapping[str, Value]) -> None:
         now = time.time()

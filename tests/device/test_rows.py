@@ -51,6 +51,20 @@ class Fake(RowDriver):
         return np.array([answer])
 
 
+class Rude(Fake):
+    """Breaks what is said of drivers: these two never raise, or only DriverErrors."""
+
+    polled = 0
+
+    def close(self) -> None:
+        super().close()
+        raise KeyError("close")
+
+    def poll(self) -> None:
+        self.polled += 1
+        raise KeyError("poll")
+
+
 def severity(device: Device, name: str) -> tuple[Severity, Status]:
     reading = device.snapshot()[name]
     return reading.severity, reading.status
@@ -355,3 +369,17 @@ def test_an_instrument_that_goes_and_comes_back(
     until(lambda: severity(device, "LEVEL") == GOOD)
     assert device.snapshot()["RECONNECTS"].value == 1
     assert (driver.opened, driver.closed) == (2, 1)
+
+
+def test_a_driver_that_breaks_its_promises_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    driver = Rude()
+    driver.answers = [[EPOCH, 1.0, 1.0], DriverError("for once")]
+    device = Device(driver, dt=0.01)
+    device.start()
+    try:
+        until(lambda: driver.closed and driver.opened > 1 and driver.polled > 1)
+    finally:
+        device.stop()
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages.count("fake: housekeeping failed") == 1, "told once, not every time"
+    assert "fake cannot be closed" in messages

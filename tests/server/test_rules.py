@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import pytest
 
 from daq_ioc.server.access import Access, Rule
 from daq_ioc.server.alarms import Limits
-from daq_ioc.server.health import ATTRIBUTES
+from daq_ioc.server.health import ATTRIBUTES, PERIOD, Health
 from daq_ioc.server.ioc import Publication
 from tests.ioc import STOP, running_ioc, write_demo
 from tests.server.conftest import ServerThread, run_client, until
@@ -154,6 +157,24 @@ def test_settings_survive_a_kill(tmp_path: Path) -> None:
     }
     assert '"GPO0": "0"' in kept.read_text()
     assert "ACCUM_RESET" not in kept.read_text()
+
+
+def test_health_goes_on_after_there_was_no_file_to_open() -> None:
+    heartbeats: list[float] = []
+    health = Health(lambda: (0, 0), 0)
+    health.subscribe(lambda readings: heartbeats.append(float(readings["HEARTBEAT"].value)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as last:
+        health.start()
+        last.callback(health.stop)
+        until(lambda: heartbeats, "a heartbeat")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        last.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        before = len(heartbeats)
+        time.sleep(2.2 * PERIOD)
+        assert len(heartbeats) <= before + 1
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        until(lambda: len(heartbeats) > before + 1, "it to go on")
 
 
 def test_health_by_the_names_of_iocstats(
