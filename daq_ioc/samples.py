@@ -18,6 +18,12 @@ MISSING_WORD = 0xFFFF
 MISSING_RANGE = 8
 """Current range of a missing sample in ``bits``; real ranges are 0 to 7."""
 
+RANGE_MASK = np.uint8(0x0F)
+"""The current range in ``bits``."""
+
+INPUT_BITS = np.uint8(0x10), np.uint8(0x20)
+"""The two inputs in ``bits``: the least significant bits of the raw current and voltage."""
+
 MISSING_BITS = 0x38
 """``bits`` of a missing sample: range 8, and both input bits set as in its raw words."""
 

@@ -11,6 +11,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from daq_ioc.samples import INPUT_BITS, RANGE_MASK
+
 FIELDS: Final = ("current", "voltage", "power", "current_range", "current_lsb", "voltage_lsb")
 UNITS: Final = ("A", "V", "W", "", "", "")
 
@@ -27,9 +29,6 @@ Rows: TypeAlias = np.ndarray[Any, np.dtype[np.void]]
 # not ours; parts as short as this, and their ones, stay in the innermost cache besides.
 _PART: Final = 1000
 _ONES: Final = np.ones(_PART)
-
-_RANGE_MASK: Final = np.uint8(0x0F)
-_FLAGS: Final = np.uint8(0x10), np.uint8(0x20)
 
 
 def empty(shape: tuple[int, ...] = ()) -> Rows:
@@ -129,18 +128,18 @@ def _sum_bits(bits: npt.NDArray[np.uint8], sums: Table, ends: Table) -> None:
     """The same for the range and the two inputs in ``bits``, (2, 3, rows)."""
     length = bits.shape[1]
     common, some = np.bitwise_and.reduce(bits, axis=1), np.bitwise_or.reduce(bits, axis=1)
-    ends[:, 0] = kinds = common & _RANGE_MASK
+    ends[:, 0] = kinds = common & RANGE_MASK
     sums[:, 0] = kinds * float(length)
     sums[1, 0] *= kinds
-    for k in np.flatnonzero(some & _RANGE_MASK != kinds):
-        ranges = bits[k] & _RANGE_MASK
+    for k in np.flatnonzero(some & RANGE_MASK != kinds):
+        ranges = bits[k] & RANGE_MASK
         low, high = int(np.minimum.reduce(ranges)), int(np.maximum.reduce(ranges))
         ends[:, 0, k] = low, high
         counts = {kind: int(np.count_nonzero(ranges == kind)) for kind in range(low, high)}
         counts[high] = length - sum(counts.values())
         sums[0, 0, k] = sum(n * kind for kind, n in counts.items())
         sums[1, 0, k] = sum(n * kind**2 for kind, n in counts.items())
-    for field, flag in enumerate(_FLAGS, 1):
+    for field, flag in enumerate(INPUT_BITS, 1):
         sums[:, field] = [np.count_nonzero(row) for row in bits & flag]
     np.equal(sums[0, 1:], length, out=ends[0, 1:])
     np.greater(sums[0, 1:], 0, out=ends[1, 1:])

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daq_ioc import statistics
+from daq_ioc.samples import INPUT_BITS, RANGE_MASK
 from daq_ioc.statistics import FIELDS, Rows
 
 Signal = npt.NDArray[Any]
@@ -22,7 +23,7 @@ Signals = Mapping[str, Signal]
 _CHUNK = 65536  # samples whose float64 copy stays in the second-level cache
 _DOT_LENGTH = 10000  # longer vectors make the BLAS library start threads, which costs more
 _BUFFER = 1024  # elements; numpy copies what it broadcasts if several windows fit into its buffer
-_INPUTS = np.array([0x10, 0x20], np.uint8).reshape(2, 1, 1)  # bits of the last two fields
+_INPUTS = np.array(INPUT_BITS).reshape(2, 1, 1)  # the last two fields
 _ONES = np.ones(_DOT_LENGTH)
 
 
@@ -44,7 +45,7 @@ def from_bits(current: Signal, voltage: Signal, bits: Signal) -> dict[str, Signa
 
 def _integers(bits: Signal) -> dict[str, Signal]:
     return {
-        "current_range": bits & np.uint8(0x0F),
+        "current_range": bits & RANGE_MASK,
         "current_lsb": bits >> np.uint8(4) & np.uint8(1),
         "voltage_lsb": bits >> np.uint8(5) & np.uint8(1),
     }
@@ -109,7 +110,7 @@ def _sums(a: Signal, *, squared: bool) -> Signal:
 def _flags(bits: Signal, table: Signal) -> None:
     """Statistics of the last three of six fields, ``table`` (4, 6, m), from the bits byte."""
     n = bits.shape[1]
-    ranges = bits & np.uint8(0x0F)
+    ranges = bits & RANGE_MASK
     low, high = np.minimum.reduce(ranges, axis=1), np.maximum.reduce(ranges, axis=1)
     table[0, 3] = table[2, 3] = low
     table[1, 3], table[3, 3] = 0.0, high

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daq_ioc.joulescope.calibration import Calibration
-from daq_ioc.samples import MISSING_RANGE, MISSING_WORD
+from daq_ioc.samples import MISSING_RANGE, MISSING_WORD, RANGE_MASK
 
 Words = npt.NDArray[np.uint32]
 
@@ -33,9 +33,6 @@ _FOUR: Final = np.float32(4)
 _LONG: Final = 4096
 """Stretches of one range this long on average are scaled one by one, shorter ones together."""
 
-RANGE_MASK: Final = np.uint8(0x0F)
-CURRENT_LSB: Final = np.uint8(0x10)
-VOLTAGE_LSB: Final = np.uint8(0x20)
 """Fields of the bits byte."""
 
 

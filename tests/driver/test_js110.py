@@ -167,6 +167,10 @@ def test_settings_reach_the_instrument_and_read_back(
     assert shown["I_RANGE"] == "180 uA"
     assert (shown["V_RANGE"], shown["GPO1"], shown["IO_VOLTAGE"]) == ("15 V", "1", "1.8V")
     assert shown["SUPPRESS"] == "off"
+    driver.parameter_set("current_ranging", "mean_2_3_1")
+    assert names["SUPPRESS"][int(driver.values()["SUPPRESS"])] == "other"
+    with pytest.raises(ValueError, match="other"):
+        driver.put("SUPPRESS", "other")
     while driver.read().bits[-1] & 15 != 5:
         pass
     assert driver.values()["I_RANGE_RBV"] == 5

@@ -24,7 +24,7 @@ from daq_ioc.driver.joulescope.js110.protocol import Extio, Status
 from daq_ioc.joulescope import words
 from daq_ioc.joulescope.calibration import Calibration
 from daq_ioc.joulescope.suppression import RawProcessor, Samples
-from daq_ioc.samples import MISSING_BITS, MISSING_WORD, SampleBlock
+from daq_ioc.samples import MISSING_BITS, MISSING_WORD, RANGE_MASK, SampleBlock
 
 SILENCE: Final = 1.0
 """A stream that brings nothing for so long, s, has stopped."""
@@ -33,7 +33,8 @@ _RECOVERIES: Final = 3
 _PIECE: Final = 1 << 16
 """Most missing samples converted at once."""
 
-_SUPPRESS: Final = ("off", "interp_1_n_1", "interp_1_m_1", "mean_1_n_1", "nan_0_n_0")
+_SUPPRESS: Final = ("off", "interp_1_n_1", "interp_1_m_1", "mean_1_n_1", "nan_0_n_0", "other")
+"""Words of SUPPRESS; ``other`` shows a filter that only a configuration can set."""
 
 
 def _enum(name: str, doc: str, choices: tuple[str, ...], group: Group | None = None) -> Attribute:
@@ -226,7 +227,7 @@ class Driver(StreamDriver):
     def values(self) -> Mapping[str, Value]:
         parameters = self._parameters
         suppress = parameters.current_ranging
-        newest = self._newest_bits & words.RANGE_MASK
+        newest = self._newest_bits & RANGE_MASK
         return {
             "I_RANGE": _I_RANGES.index(parameters["i_range"]),
             "I_RANGE_RBV": min(int(newest), len(RANGES) + 1),
@@ -237,7 +238,7 @@ class Driver(StreamDriver):
             "GPI0": self._extio.gpi_value & 1,
             "GPI1": self._extio.gpi_value >> 1 & 1,
             "IO_VOLTAGE": _IO_VOLTAGES.index(parameters["io_voltage"]),
-            "SUPPRESS": _SUPPRESS.index(suppress) if suppress in _SUPPRESS else 0,
+            "SUPPRESS": _SUPPRESS.index(suppress if suppress in _SUPPRESS else "other"),
         }
 
     def poll(self) -> None:
