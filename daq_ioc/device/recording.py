@@ -99,11 +99,11 @@ class Recording:
         self.path, self._file = paths.create(root, options.directory, options.name, serial)
         try:
             self._sink = self._open(options, source)
+            self._thread = threading.Thread(target=self._run, name="recorder")
+            self._thread.start()
         except Exception as error:
             self._file.close()
             raise UserError(f"cannot write {self.path}: {error}") from error
-        self._thread = threading.Thread(target=self._run, name="recorder")
-        self._thread.start()
         log.info("recording to %s", self.path)
 
     def _first_id(self, pretrigger: float) -> int:
