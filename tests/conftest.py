@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from daq_ioc.joulescope.calibration import Calibration
+from tests.ioc import client_environment, free_port
 
 VECTORS = Path(__file__).parent / "vectors"
 
@@ -28,6 +29,15 @@ def vectors() -> Callable[[str], dict[str, Any]]:
             return dict(data)
 
     return load
+
+
+@pytest.fixture
+def epics(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A port that servers and clients of this test meet on."""
+    port = free_port()
+    for name, value in client_environment(port).items():
+        monkeypatch.setenv(name, value)
+    return port
 
 
 def calibration_of(vector: dict[str, Any]) -> Calibration:

@@ -15,20 +15,10 @@ import pytest
 from daq_ioc.attributes import Severity, Status
 from daq_ioc.client import Client, ClientError, Reading
 from daq_ioc.errors import UserError
-from tests.ioc import client_environment, free_port
 from tests.server.conftest import ServerThread, until
 from tests.server.stub import StubDevice
 
 STAMP = 1_700_000_000.25
-
-
-@pytest.fixture
-def epics(monkeypatch: pytest.MonkeyPatch) -> int:
-    """A port that servers and clients of this test meet on."""
-    port = free_port()
-    for name, value in client_environment(port).items():
-        monkeypatch.setenv(name, value)
-    return port
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ import pytest
 
 from daq_ioc.server.corrections import Context
 from daq_ioc.server.ioc import Ioc, Publication, Served
-from tests.ioc import client_environment, free_port
 from tests.server.stub import StubDevice
 
 CLIENTS = Path(__file__).parent / "clients"
@@ -63,15 +62,6 @@ class ServerThread:
         assert not self._thread.is_alive()
         if self._failure:
             raise self._failure
-
-
-@pytest.fixture
-def epics(monkeypatch: pytest.MonkeyPatch) -> int:
-    """A port that servers and clients of this test meet on."""
-    port = free_port()
-    for name, value in client_environment(port).items():
-        monkeypatch.setenv(name, value)
-    return port
 
 
 @pytest.fixture
