@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
@@ -222,7 +223,12 @@ class Jls2Sink(SampledSink):
         self._rate = FULL_RATE // sampler.factor
         self._writer = WriterV2(file, self._rate, source.identity, dict(about))
         self._marked = 0
-        self._writer.mark(self.next_time)
+        try:
+            self._writer.mark(self.next_time)
+        except OSError:
+            with suppress(OSError):  # the same again
+                self._writer.close({})
+            raise
 
     @property
     def bytes(self) -> int:
@@ -235,9 +241,11 @@ class Jls2Sink(SampledSink):
         self._writer.append(signals)
 
     def close(self, about: Mapping[str, Any]) -> None:
-        if self.samples > self._marked:
-            self._writer.mark(self.next_time)
-        self._writer.close(dict(about))
+        try:
+            if self.samples > self._marked:
+                self._writer.mark(self.next_time)
+        finally:
+            self._writer.close(dict(about))
 
 
 def ceil_reduction(sample_id: int) -> int:

@@ -15,6 +15,7 @@ import logging
 import os
 import struct
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, BinaryIO, Final
 
 import numpy as np
@@ -63,13 +64,29 @@ class WriterV2:
     ) -> None:
         if not available():
             raise UserError(MISSING)
-        from pyjls import SignalType, Writer
-
         self._descriptor = file.fileno()
         self._errors = _Errors()
         self.samples = 0
-        # The open file itself: whatever happens to its name, nothing else is written.
-        self._writer = Writer(f"/proc/self/fd/{self._descriptor}")
+        with ExitStack() as undo:
+            logger = logging.getLogger(_LOGGER)
+            logger.addHandler(self._errors)
+            undo.callback(logger.removeHandler, self._errors)
+            from pyjls import Writer
+
+            # The open file itself: whatever happens to its name, nothing else is written.
+            try:
+                self._writer = Writer(f"/proc/self/fd/{self._descriptor}")
+            except RuntimeError as error:
+                raise OSError(errno.EIO, f"pyjls: {error}") from error
+            undo.callback(self._writer.close)
+            self._define(rate, identity)
+            self._writer.user_data(0, user_data)
+            self._check()
+            undo.pop_all()
+
+    def _define(self, rate: int, identity: Mapping[str, str]) -> None:
+        from pyjls import SignalType
+
         self._writer.source_def(
             _SOURCE,
             name=f"{identity.get('model', 'instrument')}-{identity.get('serial', '')}",
@@ -91,8 +108,6 @@ class WriterV2:
                 name=name,
                 units=units,
             )
-        self._writer.user_data(0, user_data)
-        logging.getLogger(_LOGGER).addHandler(self._errors)
 
     @property
     def bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import resource
@@ -11,15 +12,16 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+import psutil
 import pytest
 
 from daq_ioc.attributes import Attribute
 from daq_ioc.device import State, paths
 from daq_ioc.device.recorder import ATTRIBUTES
-from daq_ioc.device.recording_formats import FORMATS, RECORD_RATES
+from daq_ioc.device.recording_formats import FORMATS, RECORD_RATES, Jls2Sink, Source
 from daq_ioc.device.stream import Stream
 from daq_ioc.downsample import FULL_RATE, Downsampler
 from daq_ioc.errors import UserError
@@ -358,6 +360,41 @@ def test_writes_that_fail_are_no_secret(tmp_path: Path) -> None:
                 writer.close({})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_recording_that_fails_leaves_no_thread_and_no_file_open(tmp_path: Path) -> None:
+    """Its sink is closed after a write has failed, where closing writes once more."""
+    stream = Stream(FULL_RATE, 1.0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    noise = np.random.default_rng(1).normal(size=1_000_000).astype(np.float32)
+    process = psutil.Process()
+
+    def used() -> tuple[int, int]:
+        return process.num_fds(), process.num_threads()
+
+    def fails(allowed: int) -> None:
+        with (tmp_path / "a.jls").open("w+b") as file:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (allowed, limits[1]))
+            try:
+                with pytest.raises(OSError, match="pyjls: "):
+                    write(file)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    def write(file: BinaryIO) -> None:
+        sink = Jls2Sink(file, Source(stream, {}, None), Downsampler(FULL_RATE), 0, {})
+        try:
+            sink._append(dict.fromkeys(FIELDS, noise))
+            sink.samples += len(noise)
+        finally:
+            sink.close({})
+
+    fails(1 << 20)
+    before = used()
+    for allowed in (1 << 20, 0):  # while it is written, and at once
+        fails(allowed)
+    assert used() == before
+    assert not logging.getLogger("pyjls.c").handlers
 
 
 def test_filters_reach_no_further_than_two_seconds() -> None:
