@@ -13,10 +13,17 @@ from daq_ioc.emulator.js110 import JS110, Options
 def get_backend(spec: str = "js110") -> Backend:
     """A pyusb backend with the instruments of ``spec``.
 
-    ValueError for an unknown instrument, option or value, naming the allowed ones; OSError if a
-    control socket cannot be made.
+    ValueError for an unknown instrument, option or value, naming the allowed ones, or if a control
+    socket cannot be made.
     """
-    return Backend([_instrument(part) for part in spec.split(";")])
+    made = [_instrument(part) for part in spec.split(";")]
+    for instrument, sockets in made:  # last, since they stay
+        for path in sockets:
+            try:
+                remote.serve(path, instrument)
+            except OSError as error:
+                raise ValueError(f"emulator option control={path}: {error.strerror}") from error
+    return Backend([instrument for instrument, _ in made])
 
 
 def _choice(**meanings: Any) -> Callable[[str], Any]:
@@ -59,7 +66,8 @@ _FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
 _OTHERS = ("plugged", "fault", "control")
 
 
-def _instrument(text: str) -> JS110:
+def _instrument(text: str) -> tuple[JS110, list[str]]:
+    """An instrument, and where its control sockets are to be."""
     model, _, rest = text.strip().partition(":")
     if model != "js110":
         raise ValueError(f"unknown emulated instrument {model!r}; allowed: js110")
@@ -75,11 +83,9 @@ def _instrument(text: str) -> JS110:
             answer = remote.execute(instrument, value)
             if not answer.startswith("ok"):
                 raise ValueError(f"emulator option fault={value}: {answer.removeprefix('error ')}")
-        elif name == "control":
-            remote.serve(value, instrument)
     if plugged and not plugged[-1]:
         instrument.unplug()
-    return instrument
+    return instrument, [value for name, value in others if name == "control"]
 
 
 def _pair(item: str) -> tuple[str, str]:

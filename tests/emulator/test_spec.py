@@ -94,8 +94,16 @@ def test_control_socket(tmp_path: Path) -> None:
             lines.flush()
             assert lines.readline().startswith(answer)
     assert not host.instrument.plugged
-    with pytest.raises(OSError, match="in use"):
+    with pytest.raises(ValueError, match="in use"):
         get_backend(f"js110:control={path}")  # another emulator answers there
-    with pytest.raises(OSError, match="in use"):
+    with pytest.raises(ValueError, match="in use"):
         get_backend(f"js110:control={path_again}")
     assert path_again.read_text() == "not a socket"
+
+
+def test_a_specification_that_is_refused_leaves_no_socket(tmp_path: Path) -> None:
+    path = tmp_path / "emulator"
+    for wrong in ("js110:control={},fault=nonsense", "js110:control={};js220"):
+        with pytest.raises(ValueError, match=r"nonsense|js220"):
+            get_backend(wrong.format(path))
+        assert not path.exists()
