@@ -30,9 +30,9 @@ def add_parser(subparsers: Any) -> None:
 
 def repair(args: argparse.Namespace) -> int:
     """Copy every sample of every whole data record; lost ones between them become missing."""
-    if args.output.exists() and args.output.samefile(args.file):
-        raise UsageError("the original is never modified: OUT must be another file")
     with opened(args.file) as reader:
+        if args.output.exists() and args.output.samefile(args.file):
+            raise UsageError("the original is never modified: OUT must be another file")
         if reader.sample_id_range[1] == 0:
             raise UserError(f"{args.file}: no samples to recover")
         with new_file(args.output, force=args.force) as part:

@@ -228,6 +228,8 @@ def test_repair_refuses(run: Run, file: Any, tmp_path: Path) -> None:
         run("repair", path, path, "--force")
     with pytest.raises(UserError, match="no samples"):
         run("repair", file("zero_samples_a"), tmp_path / "out.jls")
+    with pytest.raises(UserError, match="no such file"):
+        run("repair", tmp_path / "nothing.jls", path, "--force")
     assert path.read_bytes() == vectors.recording("raw_ranges_a")
 
 
