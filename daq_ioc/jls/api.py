@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from daq_ioc import statistics
 from daq_ioc.statistics import FIELDS, Rows
@@ -36,7 +36,7 @@ def allocate(names: Sequence[str], count: int, *, raw: bool) -> dict[str, Array]
     shapes = {name: (count, 2) if name == "raw" else (count,) for name in names}
     shapes.update({name: (0,) for name in names if name not in DTYPES})
     needed = sum(dtypes[name].itemsize * int(np.prod(shapes[name])) for name in names)
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    free = psutil.virtual_memory().available
     if needed > 1 << 28 and needed > free:
         raise MemoryError(
             f"{count} samples need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: ask for "
