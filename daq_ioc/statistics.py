@@ -107,18 +107,17 @@ def _sum_signals(
     # others, even if only one differs among n, squares lose no more than a factor of 8 n.
     near = highs - lows <= np.minimum(np.abs(lows), np.abs(highs))
     pivots = np.where(near, lows, np.float32(0))
-    part = _PART if length % _PART == 0 else length
-    ones = _ONES if part == _PART else np.ones(part)
-    partial = np.empty((2, len(signals), count, length // part))
-    wide = np.empty((count, length))
-    parts = wide.reshape(count, -1, part)
+    wide = np.empty((count, -(-length // _PART) * _PART))
+    wide[:, length:] = 0  # adds nothing
+    parts = wide.reshape(count, -1, _PART)
+    partial = np.empty((2, len(signals), *parts.shape[:2]))
     for k in reversed(range(len(signals))):
         values = signals[k]
         if pivots[k].any():
             # Power comes first and leaves its memory to the others: more would be slow to get.
             values = np.subtract(values, pivots[k, :, np.newaxis], out=signals[-1])
-        wide[...] = values
-        np.vecdot(parts, ones, out=partial[0, k])
+        wide[:, :length] = values
+        np.vecdot(parts, _ONES, out=partial[0, k])
         np.vecdot(parts, parts, out=partial[1, k])
     np.add.reduce(partial, axis=-1, out=sums)
     return pivots
