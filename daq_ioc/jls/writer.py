@@ -281,18 +281,15 @@ class Writer:
 
         After a failed write the recording ends with the last whole record. OSError when even that
         cannot be written: the file then is as after a crash, and `daq-ioc repair` completes it.
-        TypeError, ValueError for a note that JSON cannot express: the file is finished without it.
         """
         if self.closed:
             return
-        note = None
+        note = None if footer_user_data is None else json_bytes(footer_user_data)
         try:
             if not self.started:
                 self._configure(0, NONE, None)
             elif not self._failed:
                 self.flush()
-            if footer_user_data is not None:
-                note = json_bytes(footer_user_data)
         finally:
             self.closed = True
             try:

@@ -141,19 +141,6 @@ def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     assert DataReader().open(path).samples_get() is None
 
 
-def test_a_note_that_json_cannot_express_costs_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "a.jls"
-    writer = Writer(path)
-    writer.start(1000, sizes=SIZES)
-    writer.write(0, signals())
-    with pytest.raises(TypeError):
-        writer.close({1, 2})
-    assert writer.closed
-    reader = DataReader().open(path)
-    assert reader.sample_id_range == [0, COUNT]
-    assert not reader.problems
-
-
 KILLED = """
 import os, signal, sys
 from tests.jls.test_writer import SIZES, Writer, signals
