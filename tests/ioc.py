@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 STARTUP = 60.0
 """Longest time until an IOC serves, s: generous, for busy computers."""
@@ -74,6 +75,20 @@ class IocProcess:
 
     def log_text(self) -> str:
         return self.log.read_text(encoding="utf-8")
+
+
+@contextmanager
+def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Run a command whose output is read; it ends with the test, or if it hangs."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
+    guard = threading.Timer(STARTUP, process.kill)
+    guard.start()
+    try:
+        yield process
+    finally:
+        guard.cancel()
+        process.kill()
+        process.communicate()
 
 
 @contextmanager

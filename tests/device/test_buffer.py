@@ -103,18 +103,20 @@ def test_a_reader_beside_a_fast_writer_sees_no_mixed_rows() -> None:
     writer = threading.Thread(target=write)
     writer.start()
     good = late = 0
-    deadline = time.monotonic() + 1.0
-    while time.monotonic() < deadline:
-        start = buffer.start_id
-        end = min(start + 3000, buffer.stop_id)
-        try:
-            got = buffer.read(start, end)["a"]
-        except OverrunError:
-            late += 1
-            continue
-        good += 1
-        assert np.array_equal(got, np.arange(start, end))
-    stop.set()
-    writer.join()
+    deadline = time.monotonic() + 20.0
+    try:
+        while (good < 1000 or not late) and time.monotonic() < deadline:
+            start = buffer.start_id
+            end = min(start + 3000, buffer.stop_id)
+            try:
+                got = buffer.read(start, end)["a"]
+            except OverrunError:
+                late += 1
+                continue
+            good += 1
+            assert np.array_equal(got, np.arange(start, end))
+    finally:
+        stop.set()
+        writer.join()
     assert good
     assert late, "the writer should have overtaken the reader at times"

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from daq_ioc.device import paths
@@ -81,7 +81,15 @@ def open_files() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-@given(st.text(max_size=60), st.text(max_size=60))
+PUT = st.text(max_size=60) | st.lists(
+    st.sampled_from(["..", ".", "/", "a", "%", "%H", "%/", "{n}", "{serial}", "{", "\0", "é", "~"]),
+    max_size=12,
+).map("".join)
+
+
+@given(PUT, PUT)
+@example("a/../../b", "x")
+@example("", "../x")
 def test_whatever_is_put_nothing_appears_outside(
     tmp_path_factory: pytest.TempPathFactory, directory: str, name: str
 ) -> None:

@@ -7,7 +7,6 @@ import math
 import os
 import resource
 import signal
-import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from daq_ioc.jls.writer_v2 import WriterV2
 from daq_ioc.joulescope import words
 from daq_ioc.joulescope.calibration import Calibration
 from tests.device.test_device import Bench
+from tests.ioc import child
 
 FIELDS = ("current", "voltage", "power", "current_range", "current_lsb", "voltage_lsb")
 
@@ -302,15 +302,11 @@ KILLED = """
 
 @pytest.mark.parametrize("form", ["JLS1 float", "JLS2"])
 def test_a_killed_process_loses_little(tmp_path: Path, form: str) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), form],
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"recorded\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    with child([sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), form]) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "recorded\n"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     (path,) = tmp_path.iterdir()
     if form == "JLS2":
         import pyjls

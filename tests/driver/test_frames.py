@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from daq_ioc.driver.joulescope.js110.frames import FRAME_SECONDS, FrameParser, Run
@@ -193,12 +194,24 @@ def test_the_memory_of_a_transfer_may_be_used_again() -> None:
     assert numbers(runs) == [0, 1, 2, 3]
 
 
-@given(st.binary(max_size=4000), st.integers(0, 7), st.booleans())
-def test_no_bytes_break_it(noise: bytes, at: int, prompt: bool) -> None:
+FRAME = st.tuples(  # its header: mostly right, in any order
+    st.sampled_from([1, 1, 1, 2, 0, 255]),
+    st.sampled_from([0, 0, 0, 1, 255]),
+    st.sampled_from([FRAME_BYTES, FRAME_BYTES, FRAME_BYTES | 0x8000, 0, 511]),
+    st.integers(0, 12) | st.integers(0, 65535),
+)
+
+
+@given(st.lists(FRAME, max_size=8), st.binary(max_size=600), st.integers(0, 7), st.booleans())
+@example([(1, 0, FRAME_BYTES, 3), (2, 0, FRAME_BYTES, 4)], b"x", 3, True)
+def test_no_bytes_break_it(
+    headers: list[tuple[int, int, int, int]], rest: bytes, at: int, prompt: bool
+) -> None:
     """Whatever comes: no exception, whole frames of samples, and good frames go on afterwards."""
+    noise = b"".join(struct.pack("<BBHH", *header).ljust(FRAME_BYTES, b"x") for header in headers)
     wire = Wire()
     wire.send(at)
-    wire.deliver(np.frombuffer(noise, np.uint8), prompt=prompt)
+    wire.deliver(np.frombuffer(noise + rest, np.uint8), prompt=prompt)
     wire.send(20)
     wire.send(20)
     got = samples(wire.runs)

@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -183,11 +182,3 @@ def recorded(path: Path) -> Recorded:
     finally:
         reader.close()
     return Recorded(first, count, np.concatenate([np.zeros(0, np.int64), *missing]), wrong)
-
-
-def eventually(condition: Any, what: str, seconds: float = 20.0) -> None:
-    """Wait until ``condition()`` holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.02)

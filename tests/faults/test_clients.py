@@ -278,12 +278,11 @@ def udp_answers(running: Bench) -> None:
 
 # ---- puts
 
-WRITABLE = {
-    "dt": 0.1, "ACCUM_RESET": 0, "TRACE_SPAN": None, "TRACE_POINTS": None, "I_RANGE": 0,
-    "V_RANGE": 0, "TARGET_POWER": 1, "GPO0": 0, "GPO1": 0, "IO_VOLTAGE": None, "SUPPRESS": None,
-    "RECORD_STOP": 0, "RECORD_LIMIT": 0.0, "RECORD_PRETRIGGER": 0.0, "RECORD_FORMAT": None,
-    "RECORD_RATE": None,
-}  # fmt: skip
+NUMBERS = (
+    "dt", "ACCUM_RESET", "TRACE_SPAN", "TRACE_POINTS", "I_RANGE", "V_RANGE", "TARGET_POWER", "GPO0",
+    "GPO1", "IO_VOLTAGE", "SUPPRESS", "RECORD_STOP", "RECORD_LIMIT", "RECORD_PRETRIGGER",
+    "RECORD_FORMAT", "RECORD_RATE",
+)  # fmt: skip
 TEXTS = ("RECORD_DIR", "RECORD_NAME", "RECORD_NOTE")
 BAD_NUMBERS = (math.nan, math.inf, -math.inf, 1.8e308, -1.8e308, 1e30, -1e30, -1.0, 5e-324)
 
@@ -297,7 +296,7 @@ def test_puts_of_every_kind_of_rubbish(
     everything = bytes(range(1, 256)) + b"\0"
     count = refused = 0
     with good_client(running, figure, lambda: f"{count} bad puts, {refused} of them refused"):
-        for name in (*WRITABLE, *TEXTS):
+        for name in (*NUMBERS, *TEXTS):
             before = client.get(name)
             puts = [(ca.DOUBLE, 1, struct.pack(">d", number)) for number in BAD_NUMBERS]
             puts += [(ca.STRING, 1, everything[k : k + 39] + b"\0") for k in range(0, 256, 39)]
@@ -320,13 +319,11 @@ def test_puts_of_every_kind_of_rubbish(
                     client = running.client()
             after = client.get(name)
             if name not in TEXTS:
-                assert not (isinstance(after, float) and not math.isfinite(after)), name
-                if name != "TRACE_SPAN" and WRITABLE[name] is not None:
-                    assert after == before or math.isfinite(after), name
+                assert math.isfinite(after), name
             if isinstance(before, str):
                 client.put(name, before)
                 assert client.get(name) == before
             elif before != after:
                 assert client.put(name, before), name
-    for name in WRITABLE:
+    for name in NUMBERS:
         assert client.read(name).severity == 0, name

@@ -51,6 +51,7 @@ def test_samples_bit_for_bit(name: str) -> None:
         got = r.samples_get(start, stop)
         assert got is not None
         assert got["time"] == query["time"]
+        assert got["signals"].keys() == query["units"].keys()
         for field, signal in got["signals"].items():
             assert signal["units"] == query["units"][field]
             assert str(signal["value"].dtype) == query["dtype"][field]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from daq_ioc import cli
 from daq_ioc.jls.data_recorder import DataReader
+from tests.ioc import child
 
 EMULATOR = ["--backend", "emulator:js110"]
 
@@ -33,14 +33,12 @@ def test_for_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_until_a_signal(tmp_path: Path, number: signal.Signals) -> None:
     path = tmp_path / "x.jls"
     command = [sys.executable, "-m", "daq_ioc", "record", "-o", str(path), "--note", "a note"]
-    process = subprocess.Popen([*command, *EMULATOR], stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not path.exists() or path.stat().st_size < 2_000_000:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    with child([*command, *EMULATOR]) as process:
+        while not path.exists() or path.stat().st_size < 2_000_000:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "0 missing" in output
     assert seconds_in(path) > 0.2

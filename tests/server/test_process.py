@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from daq_ioc.errors import UsageError, UserError
 from daq_ioc.jls.data_recorder import DataReader
 from daq_ioc.server import StuckError
-from tests.ioc import STOP, client_environment, free_port, running, running_ioc, write_demo
+from tests.ioc import STOP, child, client_environment, free_port, running, running_ioc, write_demo
 from tests.server.conftest import ServerThread, run_client
 from tests.server.stub import StubDevice
 
@@ -102,31 +103,33 @@ def test_a_device_that_does_not_stop_is_given_up(epics: int) -> None:
 
 
 def test_puts_are_refused_while_it_stops(epics: int) -> None:
-    device = StubDevice(stop_delay=1.0)
+    device, stopped = StubDevice(), threading.Event()
+    device.stop = stopped.wait  # type: ignore[assignment]
     server = ServerThread(("T:", device))
-    server.loop.call_soon_threadsafe(server.ioc.stop)
-    time.sleep(0.3)
-    seen = subprocess.run(
-        [sys.executable, "-c", "import aioca,asyncio;print(repr(asyncio.run("
-         "aioca.caput('T:dt', 1, wait=True, throw=False))))"],
-        capture_output=True, text=True, check=False, timeout=30,
-    )  # fmt: skip
-    server.stop()
-    assert "CANothing" in seen.stdout
+    server.ioc.stop_timeout = 60
+    try:
+        server.loop.call_soon_threadsafe(server.ioc.stop)
+        seen = subprocess.run(
+            [sys.executable, "-c", "import aioca,asyncio;print(repr(asyncio.run("
+             "aioca.caput('T:dt', 1, wait=True, throw=False))))"],
+            capture_output=True, text=True, check=False, timeout=30,
+        )  # fmt: skip
+    finally:
+        stopped.set()
+        server.stop()
+    put_failed = 160  # ECA_PUTFAIL, and not that there is no answer
+    assert f"CANothing('T:dt', {put_failed})" in seen.stdout
     assert device.puts == []
 
 
 def test_a_second_ioc_on_the_same_port_says_which_one_it_got(tmp_path: Path) -> None:
     with running([*STUB, "0", "0"], tmp_path / "first") as first:
-        second = subprocess.Popen(
-            [*STUB, "0", "0"], env=first.environment, stdout=subprocess.PIPE, text=True,
-            cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert second.stdout is not None
-        line = second.stdout.readline()
-        second.send_signal(signal.SIGTERM)
-        assert second.wait(STOP) == 0
-        second.stdout.close()
+        options = {"env": first.environment, "cwd": Path(__file__).parents[2]}
+        with child([*STUB, "0", "0"], stderr=subprocess.DEVNULL, **options) as second:
+            assert second.stdout is not None
+            line = second.stdout.readline()
+            second.send_signal(signal.SIGTERM)
+            assert second.wait(STOP) == 0
     assert f"port {first.port} (TCP " in line
 
 

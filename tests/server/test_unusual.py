@@ -83,6 +83,7 @@ def test_a_reason_and_a_client_are_told_in_a_few_words(
     told = reason(client, ca.STRING, 1, ("é" * 19).encode() + b"\0", "dt")
     assert "takes a number, not 'éé" in told
     assert len(told) < 500
+    assert caplog.records
     assert all(len(each.getMessage()) < 1200 for each in caplog.records)
 
 
